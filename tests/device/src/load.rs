@@ -10,7 +10,7 @@ mod schedule;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 pub use reactor::{Outcome, Sequences, run};
-pub use report::{Report, Second};
+pub use report::{Phase, Report, Second};
 
 /// What the devices do.
 pub struct Plan {
@@ -59,6 +59,8 @@ pub enum Pace {
     },
     /// Nothing but PINGREQ.
     Idle,
+    /// Every device connects, disconnects and comes back at once: the cost of a connection.
+    Churn,
 }
 
 impl Pace {
@@ -66,7 +68,7 @@ impl Pace {
     pub fn window(self) -> usize {
         match self {
             Self::Open { window, .. } | Self::Closed { window } => window,
-            Self::Idle => 0,
+            Self::Idle | Self::Churn => 0,
         }
     }
 }

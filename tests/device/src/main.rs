@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use device::{
-    load::{self, Pace, Plan, Second},
+    load::{self, Pace, Phase, Plan, Second},
     sas,
     script::Login,
     tls,
@@ -70,6 +70,12 @@ struct Load {
     /// Closed loop: every device keeps its window full
     #[arg(long)]
     closed: bool,
+    /// Every device connects, disconnects and comes back at once; nothing is sent
+    #[arg(long, conflicts_with_all = ["closed", "rate"])]
+    churn: bool,
+    /// Resume TLS sessions on reconnect
+    #[arg(long)]
+    resume: bool,
     /// Unacknowledged messages a device
     #[arg(long, default_value_t = 1)]
     window: usize,
@@ -130,7 +136,7 @@ fn main() -> anyhow::Result<()> {
 fn run(load: &Load) -> anyhow::Result<()> {
     let plan = plan(load)?;
     let outcome = load::run(&plan, |second| print(load, second))?;
-    let total = outcome.total.line(outcome.seconds, outcome.connected);
+    let total = outcome.total.line(Phase::Total, outcome.seconds, outcome.connected);
     print(load, &total);
     let late_share = outcome.total.late as f64 / outcome.total.sent.max(1) as f64;
     let report =
@@ -166,6 +172,7 @@ fn plan(load: &Load) -> anyhow::Result<Plan> {
     let pace = match (load.rate, load.closed) {
         (Some(per_second), _) if per_second > 0.0 => Pace::Open { per_second, window: load.window },
         (_, true) => Pace::Closed { window: load.window },
+        _ if load.churn => Pace::Churn,
         _ => Pace::Idle,
     };
     let (addresses, tls, logins) = match &load.world {
@@ -203,7 +210,7 @@ fn of_world(load: &Load, world: &World) -> anyhow::Result<Target> {
     }
     Ok((
         resolve(std::slice::from_ref(address))?,
-        Some((tls::client(&ca, load.tls12, None)?, gateway.host_name.clone())),
+        Some((tls::client(&ca, load.tls12, load.resume, None)?, gateway.host_name.clone())),
         logins,
     ))
 }
@@ -213,7 +220,7 @@ fn of_flags(load: &Load) -> anyhow::Result<Target> {
         None => None,
         Some(path) => {
             let ca = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            Some((tls::client(&ca, load.tls12, None)?, load.server_name.clone()))
+            Some((tls::client(&ca, load.tls12, load.resume, None)?, load.server_name.clone()))
         }
     };
     let login = |n: usize| -> anyhow::Result<Login> {

@@ -11,7 +11,7 @@ use rustix::event::{Timespec, epoll};
 use serde::Serialize;
 
 use super::{
-    Pace, Plan, Second,
+    Pace, Phase as Part, Plan, Second,
     client::{Client, Phase},
     report::Report,
     schedule::{Due, Schedule},
@@ -88,7 +88,7 @@ impl Loop<'_> {
         }
         let ramp = Duration::from_secs_f64(self.clients.len() as f64 / self.plan.connects_per_second);
         let limit = begun + ramp + self.plan.settle;
-        self.turn_until(tell, begun, limit, |this| this.up == this.clients.len())?;
+        self.turn_until(tell, Part::Ramp, limit, |this| this.up == this.clients.len())?;
         anyhow::ensure!(
             self.up == self.clients.len() || self.plan.reconnect,
             "only {} of {} devices connected ({} refused, {} connections lost)",
@@ -118,12 +118,19 @@ impl Loop<'_> {
                 }
             }
             Pace::Idle => {}
+            Pace::Churn => {
+                self.up = 0;
+                for n in 0..self.clients.len() {
+                    self.clients[n].disconnect();
+                    self.schedule.add(now, n, Due::Connect);
+                }
+            }
         }
-        self.turn_until(tell, now, now + self.plan.warm_up, |_| false)?;
+        self.turn_until(tell, Part::WarmUp, now + self.plan.warm_up, |_| false)?;
         self.second = Report::default();
         self.total = Report::default();
         let began = Instant::now();
-        self.turn_until(tell, began, began + self.plan.time, |_| false)?;
+        self.turn_until(tell, Part::Send, began + self.plan.time, |_| false)?;
         Ok((began, Instant::now()))
     }
 
@@ -131,10 +138,8 @@ impl Loop<'_> {
     fn settle(&mut self, tell: &mut impl FnMut(&Second)) -> anyhow::Result<()> {
         self.sending = false;
         self.clients.iter_mut().for_each(Client::drop_backlog);
-        let now = Instant::now();
-        self.turn_until(tell, now, now + self.plan.settle, |this| {
-            this.clients.iter().all(|client| client.unacknowledged() == 0)
-        })?;
+        let done = |this: &Self| this.clients.iter().all(|client| client.unacknowledged() == 0);
+        self.turn_until(tell, Part::Settle, Instant::now() + self.plan.settle, done)?;
         for n in 0..self.clients.len() {
             if self.clients[n].phase == Phase::Up {
                 self.handle(n, |client, _, _| client.goodbye());
@@ -149,18 +154,19 @@ impl Loop<'_> {
     fn turn_until(
         &mut self,
         tell: &mut impl FnMut(&Second),
-        zero: Instant,
+        part: Part,
         end: Instant,
         done: impl Fn(&Self) -> bool,
     ) -> anyhow::Result<()> {
         let mut events = Vec::with_capacity(1024);
         let mut scratch = vec![0; 64 << 10];
-        let mut next_line = Instant::now() + Duration::from_secs(1);
+        let zero = Instant::now();
+        let mut next_line = zero + Duration::from_secs(1);
         loop {
             let now = Instant::now();
             if now >= next_line {
                 next_line += Duration::from_secs(1);
-                tell(&self.second.line((now - zero).as_secs_f64(), self.up));
+                tell(&self.second.line(part, (now - zero).as_secs_f64(), self.up));
                 let second = std::mem::take(&mut self.second);
                 self.total.add(&second);
                 if self.plan.stop_file.as_ref().is_some_and(|file| file.exists()) {
@@ -270,6 +276,13 @@ impl Loop<'_> {
     }
 
     fn came_up(&mut self, n: usize, now: Instant) {
+        if self.plan.pace == Pace::Churn && self.sending {
+            self.handle(n, |client, _, _| client.goodbye());
+            self.flush(now);
+            self.clients[n].disconnect();
+            self.schedule.add(now, n, Due::Connect);
+            return;
+        }
         self.up += 1;
         self.attempts[n] = 0;
         self.second.resent += self.clients[n].unacknowledged() as u64;

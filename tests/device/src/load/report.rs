@@ -42,11 +42,29 @@ impl Default for Report {
     }
 }
 
+/// Which part of a run a line belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Phase {
+    /// Devices connect.
+    Ramp,
+    /// Sends that are not counted.
+    WarmUp,
+    /// Sends that are counted.
+    Send,
+    /// No new sends; the last acknowledgements.
+    Settle,
+    /// All counted seconds together.
+    Total,
+}
+
 /// One line of the report.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Second {
-    /// Seconds since the sends began.
+    /// Part of the run.
+    pub phase: Phase,
+    /// Seconds since this phase began.
     pub seconds: f64,
     /// Devices up at the moment.
     pub connected: usize,
@@ -78,9 +96,10 @@ pub struct Second {
 
 impl Report {
     /// The line for this report.
-    pub fn line(&self, seconds: f64, connected: usize) -> Second {
+    pub fn line(&self, phase: Phase, seconds: f64, connected: usize) -> Second {
         let us = |quantile: f64| self.latency.value_at_quantile(quantile) as f64 / 1_000.0;
         Second {
+            phase,
             seconds,
             connected,
             sent: self.sent,
