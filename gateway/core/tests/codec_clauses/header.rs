@@ -5,7 +5,7 @@ use gateway_core::codec::{
     Malformed::{
         Flags, NulCharacter, PacketIdZero, PacketLength, RemainingLength, ReservedType, ServerOnlyType, Truncated, Utf8,
     },
-    Packet, decode, decode_any,
+    Packet, decode, decode_any, encode, encoded_len,
     packet::Publish,
 };
 
@@ -69,6 +69,30 @@ fn remaining_length_borders_are_read_as_table_2_4_has_them() {
         let expected = if length == 0 { Err(Truncated.into()) } else { Ok(Decoded::Incomplete { needed: whole }) };
         assert_eq!(decode(&bytes, usize::MAX), expected, "{length}");
     }
+}
+
+#[test]
+fn remaining_length_borders_are_written_as_table_2_4_has_them() {
+    let table: [(usize, &[u8]); 6] = [
+        (127, &[0x7f]),
+        (128, &[0x80, 0x01]),
+        (16_383, &[0xff, 0x7f]),
+        (16_384, &[0x80, 0x80, 0x01]),
+        (2_097_151, &[0xff, 0xff, 0x7f]),
+        (2_097_152, &[0x80, 0x80, 0x80, 0x01]),
+    ];
+    for (remaining_length, length_bytes) in table {
+        let payload = vec![0; remaining_length - 3];
+        let packet = Packet::Publish(Publish { payload: &payload, ..publish_of("t") });
+        let mut out = Vec::new();
+        assert_eq!(encode(&packet, &mut out), Ok(()));
+        assert_eq!(out[1..=length_bytes.len()], *length_bytes);
+        assert_eq!(out.len(), 1 + length_bytes.len() + remaining_length);
+        assert_eq!(encoded_len(&packet), Ok(out.len()));
+    }
+    let longest = vec![0; 268_435_455 - 3];
+    let packet = Packet::Publish(Publish { payload: &longest, ..publish_of("t") });
+    assert_eq!(encoded_len(&packet), Ok(5 + 268_435_455));
 }
 
 #[test]
