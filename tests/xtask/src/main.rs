@@ -3,6 +3,7 @@
 //! What a step needs beyond the base image it installs by name into a cache outside the checkout and says so; it never
 //! changes a file of the checkout other than below `target/`.
 
+mod bench;
 mod cache;
 mod clients;
 mod local;
@@ -23,8 +24,10 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the local IoT Hub and leave it running; Ctrl-C ends it.
+    /// Start a local IoT Hub, the gateway and devices that send through it; account for every message.
     Local(local::Arguments),
+    /// Measure the workloads beside the least that the same work can cost.
+    Bench(bench::Arguments),
     /// Run the tests of the levels named, or of all of them.
     Test(test::Arguments),
 }
@@ -33,6 +36,7 @@ fn main() -> anyhow::Result<()> {
     std::env::set_current_dir(process::workspace_root())?;
     match Arguments::parse().command {
         Command::Local(arguments) => local::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
     }
 }
