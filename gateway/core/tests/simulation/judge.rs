@@ -37,12 +37,19 @@ pub(crate) enum Receiver {
     On,
 }
 
+/// How a command was written to the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Written {
+    Not,
+    AtMostOnce,
+    AtLeastOnce,
+}
+
 /// One command given to the session.
 #[derive(Debug)]
 struct Delivered {
     qos: QoS,
-    /// Written to the device, and under which id.
-    written: Option<Option<u16>>,
+    written: Written,
     acknowledged: bool,
     settled: bool,
     /// Its link is gone.
@@ -52,7 +59,7 @@ struct Delivered {
 impl Delivered {
     /// Written at QoS 1, and its settlement is still owed.
     fn is_with_device(&self) -> bool {
-        matches!(self.written, Some(Some(_))) && !self.settled && !self.void
+        self.written == Written::AtLeastOnce && !self.settled && !self.void
     }
 }
 
@@ -142,7 +149,7 @@ impl Judge {
 
     pub(crate) fn tell_command(&mut self, tag: u64, qos: QoS) {
         self.delivering = Some(tag);
-        let delivered = Delivered { qos, written: None, acknowledged: false, settled: false, void: false };
+        let delivered = Delivered { qos, written: Written::Not, acknowledged: false, settled: false, void: false };
         self.commands.insert(tag, delivered);
     }
 
@@ -206,9 +213,9 @@ impl Judge {
         let delivered = self.commands.get_mut(&tag).expect("a command that was given");
         assert_eq!(publish.payload, tag.to_string().as_bytes());
         assert_eq!(publish.qos as u8, self.granted.min(delivered.qos as u8));
-        assert_eq!(delivered.written, None, "written twice");
+        assert_eq!(delivered.written, Written::Not, "written twice");
         let packet_id = publish.packet_id.map(|packet_id| packet_id.0.get());
-        delivered.written = Some(packet_id);
+        delivered.written = if packet_id.is_some() { Written::AtLeastOnce } else { Written::AtMostOnce };
         if let Some(packet_id) = packet_id {
             assert!(self.held.iter().all(|(held, _)| *held != packet_id), "a packet id in use is given again");
             self.held.push((packet_id, tag));
@@ -224,9 +231,9 @@ impl Judge {
         match settlement {
             Settlement::Accepted => {
                 let has_it = match delivered.written {
-                    Some(None) => true,
-                    Some(Some(_)) => delivered.acknowledged,
-                    None => false,
+                    Written::AtMostOnce => true,
+                    Written::AtLeastOnce => delivered.acknowledged,
+                    Written::Not => false,
                 };
                 assert!(has_it, "completed before the device has it");
                 self.tally.commands_completed += 1;
