@@ -350,7 +350,7 @@ impl State {
         if entry.outcome.is_some() {
             return;
         }
-        entry.outcome = Some(outcome.clone());
+        let outcome = entry.outcome.insert(outcome).clone();
         let Some(identity) = telemetry_identity(entry) else { return };
         let message_id = entry.message_id.clone();
         let counts = self.counts_of(&identity);
