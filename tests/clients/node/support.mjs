@@ -60,6 +60,11 @@ export function hubGet(path) {
 
 /** What the hub's ledger holds for one message of a device. */
 export async function stored(deviceId, messageId) {
-  const query = `device=${encodeURIComponent(deviceId)}&messageId=${encodeURIComponent(messageId)}`;
-  return hubGet(`/ledger?${query}`);
+  const all = await telemetry(deviceId);
+  return all.filter((row) => row.messageId === messageId);
+}
+
+/** Every telemetry transfer of a device that the hub saw, in order. */
+export async function telemetry(deviceId) {
+  return (await hubGet(`/ledger?kind=telemetry&device=${encodeURIComponent(deviceId)}`)).entries;
 }
