@@ -8,7 +8,7 @@ use fe2o3_amqp_types::definitions::Error;
 use fe2o3_amqp_types::performatives::{Close, Open};
 use serde::Serialize;
 
-use super::auth::{ClientCertificate, Grants};
+use super::auth::Grants;
 use super::error::{self, DECODE_ERROR, FRAMING_ERROR, INVALID_FIELD, NOT_ALLOWED, RESOURCE_LIMIT};
 use super::frame::{self, FrameType, Performative};
 use super::kind::Pairs;
@@ -18,7 +18,7 @@ use super::serve::Transport;
 use super::session::{Session, SessionState};
 use super::settings::AmqpSettings;
 use super::timer::{Due, Timer, Timers};
-use crate::domain::{ConnectionInfo, Domain, LinkKey, Mailbox};
+use crate::domain::{ClientCertificate, ConnectionInfo, Domain, LinkKey, Mailbox};
 
 const AMQP_HEADER: [u8; 8] = *b"AMQP\x00\x01\x00\x00";
 const SASL_HEADER: [u8; 8] = *b"AMQP\x03\x01\x00\x00";
@@ -273,7 +273,7 @@ impl Connection {
         let answer = error::protocol(DECODE_ERROR, error.to_string());
         match self.channels.get(&channel) {
             Some(session) if !error.of_connection && self.phase == Phase::Open => {
-                self.end_session(*session, Some(answer))
+                self.end_session(*session, Some(answer));
             }
             _ => self.fail(answer, now),
         }
@@ -282,8 +282,7 @@ impl Connection {
     fn handle_performative(&mut self, channel: u16, performative: Performative, now: Now) {
         match (self.phase, performative) {
             (Phase::Opening, Performative::Open(open)) if channel == 0 => self.handle_open(*open, now),
-            (Phase::Opening, _) => self.phase = Phase::Ended,
-            (Phase::Closing, Performative::Close(_)) => self.phase = Phase::Ended,
+            (Phase::Opening, _) | (Phase::Closing, Performative::Close(_)) => self.phase = Phase::Ended,
             (Phase::Closing, _) => {}
             (_, Performative::Close(error)) => {
                 if let Some(error) = error {
@@ -314,7 +313,7 @@ impl Connection {
             Performative::Attach(attach) => self.handle_attach(session, *attach, now),
             Performative::Flow(flow) => self.handle_flow(session, &flow),
             Performative::Transfer(transfer, payload) => self.handle_transfer(session, &transfer, payload, now),
-            Performative::Disposition(disposition) => self.handle_disposition(session, disposition, now),
+            Performative::Disposition(disposition) => self.handle_disposition(session, &disposition, now),
             Performative::Detach(detach) => self.handle_detach(session, &detach),
             Performative::Open(_) | Performative::Begin(_) | Performative::Close(_) => {}
         }

@@ -7,18 +7,17 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep_until};
 
-use super::auth::ClientCertificate;
 use super::connection::{Connection, Now};
 use super::settings::AmqpSettings;
-use crate::domain::Domain;
+use crate::domain::{ClientCertificate, Domain};
 
 /// Room for one read; a connection that fills it gets the larger one.
 const READ_BYTES: usize = 4 * 1024;
 const READ_BYTES_BUSY: usize = 64 * 1024;
 /// A peer that takes nothing for so long is given up.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Without any timer the task looks around this often.
-const IDLE_TURN: Duration = Duration::from_secs(3600);
+const IDLE_TURN: Duration = Duration::from_hours(1);
 
 /// What is known of a connection before its first byte.
 #[derive(Clone, Debug)]
