@@ -206,9 +206,7 @@ fn register_one(hub: &Hub, identity: Identity, key: Option<SharedKey>) -> anyhow
 /// Where the hub listens and how to connect, for programs.
 fn description(hub: &Hub, arguments: &Arguments) -> serde_json::Value {
     let addresses = hub.addresses();
-    let devices: BTreeMap<String, String> = identities(hub.domain())
-        .filter_map(|identity| Some((identity.to_string(), hub.connection_string(&identity)?)))
-        .collect();
+    let devices: Vec<_> = identities(hub.domain()).filter_map(|identity| described(hub, &identity)).collect();
     let policies: BTreeMap<&str, String> = hub
         .domain()
         .policies
@@ -224,6 +222,18 @@ fn description(hub: &Hub, arguments: &Arguments) -> serde_json::Value {
         "devices": devices,
         "policies": policies,
     })
+}
+
+/// An identity with keys, for programs; `None` if it has none.
+fn described(hub: &Hub, identity: &Identity) -> Option<serde_json::Value> {
+    let [primary, secondary] = hub.domain().registry.keys(identity)?.try_into().ok()?;
+    Some(serde_json::json!({
+        "deviceId": &*identity.device,
+        "moduleId": identity.module.as_deref(),
+        "primaryKey": primary.secret_base64(),
+        "secondaryKey": secondary.secret_base64(),
+        "connectionString": hub.connection_string(identity)?,
+    }))
 }
 
 fn identities(domain: &Domain) -> impl Iterator<Item = Identity> {
