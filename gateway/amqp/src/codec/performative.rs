@@ -492,8 +492,11 @@ fn write_error(out: &mut Vec<u8>, error: &Error) {
         end -= 1;
     }
     let description = &error.description[..end];
+    // a peer's condition may come back in a confirmation: it is echoed only if it is a symbol of sane length
+    let is_symbol = error.condition.is_ascii() && error.condition.len() <= DESCRIPTION_BYTES_MAX;
+    let condition = if is_symbol { &error.condition } else { "amqp:internal-error" };
     let mut fields = Fields::new(out, 0x1d);
-    fields.symbol(&error.condition).option((!description.is_empty()).then_some(description), write::string);
+    fields.symbol(condition).option((!description.is_empty()).then_some(description), write::string);
     fields.end();
 }
 

@@ -1,7 +1,7 @@
 //! What the specification demands of a connection (2.2 to 2.4, 2.7.1, 2.7.9, 5.3), one row per rule.
 
-use crate::peer::{CHANNEL, HEADER, Room, SASL_HEADER, begin, config, error, flow, frame, open, raw_frame};
-use amqp_endpoint::{Config, Refused, Sasl};
+use crate::peer::{CHANNEL, HEADER, Room, SASL_HEADER, begin, config, error, flow, frame, open, raw_frame, transfer};
+use amqp_endpoint::{Attach, Config, DeliveryId, Refused, Sasl, Settle};
 use fe2o3_amqp_types::performatives::{Close, Open};
 
 /// On a fresh connection without SASL, `input` makes the endpoint write `sent` and tell `told` (after its own header and OPEN).
@@ -148,6 +148,24 @@ fn amqp_2_4_3_our_close_waits_for_theirs_and_outlives_nothing_else() {
     room.hear(0, Close { error: None });
     assert_eq!((room.sent(), room.told()), (vec![], vec![]), "nothing follows");
     assert_eq!(room.endpoint.poll_timeout(), None);
+}
+
+#[test]
+fn amqp_2_4_3_close_is_the_last_thing_written() {
+    let (mut room, session) = Room::begun(config());
+    let link = room.sender(session, 0);
+    let receiver = room.receiver(session, 1, Attach::new("r", "node"));
+    room.hear(CHANNEL, transfer(1, 0));
+    room.endpoint.attach_sender(session, Attach::new("unanswered", "node"), 7).unwrap();
+    room.sent();
+    room.endpoint.close(None);
+    room.endpoint.settle(receiver, DeliveryId(0), Settle::Accepted);
+    room.endpoint.grant(receiver, 5);
+    room.endpoint.detach(link);
+    room.endpoint.end(session);
+    room.endpoint.close(None);
+    room.endpoint.handle_timeout(29_000);
+    assert_eq!(room.sent(), ["close"]);
 }
 
 #[test]
