@@ -309,6 +309,16 @@ fn amqp_5_3_3_init_names_an_offered_mechanism_only() {
 }
 
 #[test]
+fn a_password_is_written_once_and_never_printed() {
+    let secret = || Sasl::Plain { user: "u".into(), password: "zq".into() };
+    let mut room = sasl(secret());
+    room.feed(&mechanisms(b"\xc0\x08\x01\xa3\x05PLAIN"));
+    let printed = format!("{:?} {:?} {:?}", room.endpoint, room.endpoint.config(), secret());
+    assert!(!printed.contains("zq") && !printed.contains("122, 113"), "{printed}");
+    assert!(room.endpoint.output().windows(2).any(|bytes| bytes == b"zq"));
+}
+
+#[test]
 fn amqp_5_3_3_6_after_outcome_ok_header_and_open_follow_even_in_the_same_read() {
     let mut room = sasl(plain());
     let ok = [mechanisms(b"\xc0\x08\x01\xa3\x05PLAIN"), outcome(0), HEADER.to_vec(), frame(0, open(), &[])].concat();
