@@ -226,7 +226,7 @@ fn description(hub: &Hub, arguments: &Arguments) -> serde_json::Value {
 
 /// An identity with keys, for programs; `None` if it has none.
 fn described(hub: &Hub, identity: &Identity) -> Option<serde_json::Value> {
-    let [primary, secondary] = hub.domain().registry.keys(identity)?.try_into().ok()?;
+    let [primary, secondary] = hub.domain().registry.keys(identity).ok()?.try_into().ok()?;
     Some(serde_json::json!({
         "deviceId": &*identity.device,
         "moduleId": identity.module.as_deref(),

@@ -2,7 +2,11 @@
 
 use std::{fs, process::Command};
 
-use crate::{local, process, step::step};
+use crate::{
+    local::{self, Profile},
+    process,
+    step::step,
+};
 
 /// What to measure; the rest is the bench program's own.
 #[derive(clap::Args)]
@@ -21,7 +25,7 @@ pub(crate) struct Arguments {
 /// Builds and runs.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let [gateway, device, bench] = step("build gateway, devices and floors (release)", || {
-        Ok([local::build("gateway")?, local::build("device")?, local::build("bench")?])
+        local::build(["gateway", "device", "bench"], Profile::Release)
     })?;
     let directory = process::workspace_root().join("target/bench");
     fs::create_dir_all(&directory)?;

@@ -63,16 +63,38 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds one program of the workspace in release and returns its path.
-pub(crate) fn build(program: &str) -> anyhow::Result<PathBuf> {
-    process::run(Command::new(env!("CARGO")).args(["build", "--release", "--locked", "--package", program]))?;
+/// How a program is built.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// As `cargo test` builds it: nothing is built twice for the tests.
+    Dev,
+    /// As it is shipped and measured.
+    Release,
+}
+
+/// Builds programs of the workspace, each in the package of its name, and returns their paths.
+pub(crate) fn build<const N: usize>(programs: [&str; N], profile: Profile) -> anyhow::Result<[PathBuf; N]> {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["build", "--locked"]);
+    for program in programs {
+        command.args(["--package", program]);
+    }
+    let directory = match profile {
+        Profile::Dev => "debug",
+        Profile::Release => {
+            command.arg("--release");
+            "release"
+        }
+    };
+    process::run(&mut command)?;
     let root = process::workspace_root();
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let path = std::path::absolute(target.join("release").join(program))?;
-    if !path.exists() {
-        bail!("{} was not built", path.display());
+    let target = std::path::absolute(target.join(directory))?;
+    let paths = programs.map(|program| target.join(program));
+    for path in &paths {
+        anyhow::ensure!(path.exists(), "{} was not built", path.display());
     }
-    Ok(path)
+    Ok(paths)
 }
 
 /// `30s`, `5m`, `1h` or plain seconds.
