@@ -24,9 +24,9 @@ pub(crate) struct Arguments {
 
 /// Builds and runs.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let [gateway, device, bench] = step("build gateway, devices and floors (release)", || {
-        local::build(["gateway", "device", "bench"], Profile::Release)
-    })?;
+    let programs = ["gateway", "device", "bench"];
+    let [gateway, device, bench] =
+        step("build gateway, devices and floors (release)", || local::build(programs, Profile::Release))?;
     let directory = process::workspace_root().join("target/bench");
     fs::create_dir_all(&directory)?;
     let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();

@@ -35,8 +35,9 @@ const SPARE_DEVICES: u32 = 10;
 
 /// Builds and starts everything, says where it is and what to try, and stays until it is ended.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let programs = ["hub", "gateway", "device"];
     let [hub, gateway, device] =
-        step("build hub, gateway and devices (release)", || Ok([build("hub")?, build("gateway")?, build("device")?]))?;
+        step("build hub, gateway and devices (release)", || build(programs, Profile::Release))?;
     let world = World {
         directory: process::workspace_root().join("target/local"),
         hub_address: Ipv4Addr::new(127, 0, 0, 2),
