@@ -1,1 +1,3 @@
-//! See the crate description.
+//! The gateway program: terminates MQTT, checks who a device is, and hands every message to an AMQP 1.0 peer.
+
+pub mod metrics;
