@@ -107,6 +107,8 @@ pub(super) struct Commands {
 #[derive(Clone, Copy)]
 pub(super) struct Trouble {
     pub(super) since: Millis,
+    /// When it was refused the last time.
+    pub(super) last: Millis,
     pub(super) times: u32,
 }
 
@@ -161,11 +163,16 @@ impl Passenger {
 impl Message {
     /// Tells its device what became of it, and gives its buffer back.
     pub(super) fn end(self, pool: &Pool, inbox: &Inbox, outcome: Outcome) {
-        pool.metrics.up.inflight.add(-1);
-        pool.buffers.give(self.bytes);
         if self.slot != Slot::WILL {
             inbox.post(UpstreamEvent::Outcome(self.slot, outcome));
         }
+        self.drop_quietly(pool);
+    }
+
+    /// Gives its buffer back; its device hears nothing, or hears that it was let go.
+    pub(super) fn drop_quietly(self, pool: &Pool) {
+        pool.metrics.up.inflight.add(-1);
+        pool.buffers.give(self.bytes);
     }
 }
 

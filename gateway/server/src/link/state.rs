@@ -161,16 +161,28 @@ impl State {
     pub(super) fn let_go(&mut self, device: u32, cause: CloseCause) {
         let Some(inbox) = self.devices.get(device as usize).map(|owner| Rc::clone(&owner.inbox)) else { return };
         inbox.route.take();
+        if cause == CloseCause::HubUnreachable {
+            self.end_messages(device);
+        }
         self.remove(device);
         inbox.post(UpstreamEvent::Lost(cause));
     }
 
-    /// Detaches a device's links and forgets it; messages left have no outcome but "unreachable".
+    /// Every message of `device` may or may not have reached the hub, and nobody will know.
+    fn end_messages(&mut self, device: u32) {
+        let Some(owner) = self.devices.get_mut(device as usize) else { return };
+        owner.next = None;
+        while let Some(message) = self.messages.pop_front(&mut owner.queue) {
+            message.end(&self.pool, &owner.inbox, Outcome::Unreachable);
+        }
+    }
+
+    /// Detaches a device's links and forgets it with its messages.
     pub(super) fn remove(&mut self, device: u32) {
         self.forget_token(device);
         let Some(mut owner) = self.devices.try_remove(device as usize) else { return };
         while let Some(message) = self.messages.pop_front(&mut owner.queue) {
-            message.end(&self.pool, &owner.inbox, Outcome::Unreachable);
+            message.drop_quietly(&self.pool);
         }
         self.detach(&owner);
         self.pool.placement.borrow_mut().leave(self.key, self.pool.clock.monotonic());
@@ -222,10 +234,8 @@ impl State {
         let container = format!("gateway-{:016x}-{}-{}", clock::random(), pool.share.core, self.key.0);
         let mut config = Config::new(container, pool.target.host.clone());
         config.sasl = self.sasl();
-        config.properties = vec![
-            ("product".into(), "protocol-gateway".into()),
-            ("version".into(), env!("CARGO_PKG_VERSION").into()),
-        ];
+        config.properties =
+            vec![("product".into(), "protocol-gateway".into()), ("version".into(), env!("CARGO_PKG_VERSION").into())];
         config.frame_bytes_max = limits.frame_bytes_max;
         config.output_bytes_max = limits.output_bytes_max;
         config.answer_timeout_ms = limits.request_timeout.as_millis() as u64;
@@ -264,7 +274,7 @@ impl State {
             },
             Event::Sendable { user, .. } => match User::unpack(user) {
                 User::Device { device, .. } => self.pump(device),
-                User::CbsSender | User::CbsReceiver => self.put_waiting_tokens(),
+                User::CbsSender | User::CbsReceiver => self.handle_cbs_sendable(),
             },
             Event::Delivery(delivery) => self.handle_delivery(&delivery),
             Event::Opened(peer) => self.handle_opened(&peer),
@@ -375,7 +385,7 @@ impl State {
         {
             endpoint.handle_timeout(now.0);
         }
-        if self.next_tick <= now {
+        if self.next_tick <= now || (self.pool.draining.get() && !self.ending) {
             self.next_tick = now.after(self.tick_interval());
             self.tick(now);
         }
@@ -418,11 +428,17 @@ impl State {
 
     /// The hub is away for too long: devices go, no faster than they may come.
     fn let_devices_go(&mut self, now: Millis) {
-        let per_second = u64::from(self.pool.settings.limits.connects_per_second / u32::from(self.pool.share.cores).max(1));
+        let per_second =
+            u64::from(self.pool.settings.limits.connects_per_second / u32::from(self.pool.share.cores).max(1));
         let per_tick = (per_second.max(1) * self.tick_interval().as_millis() as u64).div_ceil(1000);
         let devices: Vec<u32> = self.devices.iter().take(per_tick as usize).map(|(device, _)| device as u32).collect();
         if !devices.is_empty() {
-            tracing::warn!(connection = self.key.0, devices = devices.len(), ?now, "the hub is away, letting devices go");
+            tracing::warn!(
+                connection = self.key.0,
+                devices = devices.len(),
+                ?now,
+                "the hub is away, letting devices go"
+            );
         }
         for device in devices {
             self.let_go(device, CloseCause::HubUnreachable);

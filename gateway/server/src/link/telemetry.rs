@@ -72,6 +72,9 @@ impl State {
         let message = self.messages.remove(&mut owner.queue, key).expect("it was there just now");
         let took_us = self.pool.clock.turn_us().saturating_sub(message.given_us);
         self.pool.metrics.up.settle.observe_us(took_us);
+        if disposition == Disposition::Accepted {
+            owner.trouble = None;
+        }
         message.end(&self.pool, &owner.inbox, upstream::outcome(disposition));
         if owner.leaving && owner.queue.is_empty() {
             self.remove(device);

@@ -199,7 +199,6 @@ impl State {
         match role {
             Role::Telemetry => self.pump(device),
             Role::Commands => {
-                owner.trouble = None;
                 if std::mem::take(&mut owner.commands.asked) {
                     owner.inbox.post(UpstreamEvent::CommandsOpened(Ok(())));
                 }
@@ -263,13 +262,17 @@ impl State {
         let now = self.pool.clock.monotonic();
         let limits = &self.pool.target.limits;
         let Some(owner) = self.devices.get_mut(device as usize) else { return };
-        let trouble = owner.trouble.get_or_insert(Trouble { since: now, times: 0 });
+        let (first, longest) = limits.backoff;
+        // a link that lasted longer than any wait ends the trouble before it
+        let trouble = owner.trouble.filter(|trouble| now.since(trouble.last) < longest * 2);
+        let mut trouble = trouble.unwrap_or(Trouble { since: now, last: now, times: 0 });
         if now.since(trouble.since) >= limits.outage_max {
             return self.let_go(device, CloseCause::HubUnreachable);
         }
-        let (first, longest) = limits.backoff;
         let ceiling = first.saturating_mul(1 << trouble.times.min(16)).min(longest);
         trouble.times += 1;
+        trouble.last = now;
+        owner.trouble = Some(trouble);
         // half of the ceiling and a random part of the other half
         let jitter = f64::from(crate::upstream::clock::random() as u32) / f64::from(u32::MAX);
         *owner.tie(role) = Tie::Held(now.after(ceiling / 2 + (ceiling / 2).mul_f64(jitter)));

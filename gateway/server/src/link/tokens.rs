@@ -81,13 +81,14 @@ impl Tokens {
 impl State {
     /// Attaches the `$cbs` pair, in a session of its own.
     pub(super) fn open_cbs(&mut self) -> Result<(), Refused> {
+        let window = self.reply_window();
         let Some(endpoint) = &mut self.endpoint else { return Ok(()) };
         let session = endpoint.begin()?;
         let sender = endpoint.attach_sender(session, Attach::new("cbs-sender", ADDRESS), User::CbsSender.pack())?;
         let mut attach = Attach::new("cbs-receiver", ADDRESS);
         attach.local_address = Some("cbs".into());
         let receiver = endpoint.attach_receiver(session, attach, User::CbsReceiver.pack())?;
-        endpoint.grant(receiver, self.reply_window());
+        endpoint.grant(receiver, window);
         self.tokens.pair = Some(Pair { session, sender, receiver, open: 0 });
         Ok(())
     }
@@ -123,7 +124,17 @@ impl State {
         }
     }
 
-    /// Puts the policy token if it is due; renewed at 80 % of its life.
+    /// The `$cbs` sender has credit again.
+    pub(super) fn handle_cbs_sendable(&mut self) {
+        if let Policy::Due = self.tokens.policy
+            && self.tokens.pair.as_ref().is_some_and(|pair| pair.open == 2)
+        {
+            self.put_policy_token();
+        }
+        self.put_waiting_tokens();
+    }
+
+    /// Puts the policy token; renewed at 80 % of its life.
     fn put_policy_token(&mut self) {
         let (Some(policy), secrets) = (self.pool.target.policy(), self.pool.secrets.borrow().clone()) else { return };
         let Some(key) = &secrets.policy_key else {

@@ -56,6 +56,11 @@ impl<T> Arena<T> {
         self.nodes.len()
     }
 
+    /// Whether every queue is empty.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
     pub(crate) fn push_back(&mut self, list: &mut List, value: T) -> Key {
         let key = self.nodes.insert(Node { value, before: list.tail, after: NONE }) as u32;
         match self.nodes.get_mut(list.tail as usize) {

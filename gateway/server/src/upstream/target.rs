@@ -144,7 +144,8 @@ mod tests {
 
     #[test]
     fn an_id_cannot_become_a_wildcard_of_a_broker() {
-        let check = |device, module, address: &str| assert_eq!(fill("command/{deviceId}", &id(device, module)), address);
+        let check =
+            |device, module, address: &str| assert_eq!(fill("command/{deviceId}", &id(device, module)), address);
         check("d1", None, "command/d1");
         check("*", None, "command/%2A");
         check("#", Some("m"), "command/%23/m");
