@@ -87,7 +87,7 @@ pub struct Connection {
     _permit: OwnedSemaphorePermit,
 }
 
-//  Handshaking ──established──► Serving ──Close──► Ending ──written, peer gone or bound──► Settling ──hub answered──► gone
+//  Handshaking ──established──► Serving ──Close──► Ending ──written and peer gone, or bound──► Over
 //       └───────────── fault, time-out ──────────────┘
 enum Phase {
     /// TLS or WebSocket handshake under way.
@@ -96,8 +96,8 @@ enum Phase {
     Serving,
     /// What is queued goes out, then the socket closes.
     Ending(Ending),
-    /// The socket is closed; the hub still owes outcomes.
-    Settling,
+    /// The socket is closed.
+    Over,
 }
 
 /// Whether the socket may have more for us.
@@ -167,7 +167,7 @@ impl Connection {
         if read == Read::More {
             cx.waker().wake_by_ref();
         }
-        if self.is_over() {
+        if matches!(self.phase, Phase::Over) {
             return Poll::Ready(());
         }
         self.rearm(core);
@@ -189,7 +189,7 @@ impl Connection {
             && let Some(deadline) = core.draining()
         {
             self.with_session(core, bench, now, |session, context, out| {
-                session.handle_drain(context, deadline, now, out);
+                session.handle_drain(context, deadline, out);
             });
         }
     }
@@ -207,7 +207,7 @@ impl Connection {
             match event {
                 UpstreamEvent::Authorized(verdict) => self.decide(core, bench, &verdict, now),
                 UpstreamEvent::Outcome(slot, outcome) => {
-                    if let Some(qos) = self.session.handed_qos(slot) {
+                    if let Some(qos) = self.session.qos_in_flight(slot) {
                         core.metrics.up.up(qos, &outcome).inc();
                     }
                     self.with_session(core, bench, now, |session, context, out| {
@@ -217,8 +217,8 @@ impl Connection {
                 UpstreamEvent::CommandsOpened(opened) => self.with_session(core, bench, now, |session, context, out| {
                     session.handle_commands_opened(context, opened, now, out);
                 }),
-                UpstreamEvent::Command(command) => self.with_session(core, bench, now, |session, context, out| {
-                    session.handle_command(context, &command, out);
+                UpstreamEvent::Command(command) => self.with_session(core, bench, now, |session, _, out| {
+                    session.handle_command(&command, out);
                 }),
                 UpstreamEvent::Lost(cause) => {
                     self.link = None;
@@ -271,7 +271,7 @@ impl Connection {
         match self.phase {
             Phase::Handshaking { .. } => true,
             Phase::Serving => self.session.wants_input() && self.unsent.len() <= core.settings.limits.output_bytes_max,
-            Phase::Ending(_) | Phase::Settling => false,
+            Phase::Ending(_) | Phase::Over => false,
         }
     }
 
@@ -380,7 +380,7 @@ impl Connection {
                 Err(error) => {
                     debug!(connection = self.place.serial, %error, "bytes are no packet");
                     self.with_session(core, bench, now, |session, context, out| {
-                        session.handle_malformed(context, &error, now, out);
+                        session.handle_malformed(context, &error, out);
                     });
                 }
             }
@@ -436,7 +436,7 @@ impl Connection {
 
     /// The end begins: it is counted and told once, and the device is no longer listed.
     fn begin_ending(&mut self, core: &Rc<Core>, bench: &mut Bench, fault: Option<End>, now: Now) {
-        if matches!(self.phase, Phase::Ending(_) | Phase::Settling) {
+        if matches!(self.phase, Phase::Ending(_) | Phase::Over) {
             return;
         }
         let (end, why) = match (fault, self.session.ended()) {
@@ -449,8 +449,10 @@ impl Connection {
         self.tell_end(core, end, why);
         // a session that knows nothing of the fault still has a Will to send
         self.with_session(core, bench, now, |session, context, out| {
-            session.handle_close(context, CloseCause::Gone, now, out);
+            session.handle_close(context, CloseCause::Gone, out);
         });
+        // what was handed over, the Will too, still settles without us
+        self.link = None;
     }
 
     fn tell_end(&mut self, core: &Core, end: End, why: &str) {
@@ -484,12 +486,12 @@ impl Connection {
             self.begin_ending(core, bench, Some(End::Closed(cause)), now);
             return;
         }
-        self.with_session(core, bench, now, |session, context, out| session.handle_close(context, cause, now, out));
+        self.with_session(core, bench, now, |session, context, out| session.handle_close(context, cause, out));
     }
 
     /// The one write of the turn.
     fn write_out(&mut self, cx: &mut Context<'_>, core: &Rc<Core>, bench: &mut Bench, now: Now) {
-        if matches!(self.phase, Phase::Settling) {
+        if matches!(self.phase, Phase::Over) {
             return;
         }
         let Bench { output, buffers, .. } = bench;
@@ -569,13 +571,8 @@ impl Connection {
             self.stream = None;
             self.unsent = Vec::new();
             self.transport = Transport::Plain;
-            self.phase = Phase::Settling;
+            self.phase = Phase::Over;
         }
-    }
-
-    /// Nothing to write, and the hub owes nothing (or is not there to owe it).
-    fn is_over(&self) -> bool {
-        matches!(self.phase, Phase::Settling) && (self.link.is_none() || self.session.is_finished())
     }
 
     fn write_deadline(&self, core: &Core) -> Option<Millis> {
@@ -607,7 +604,6 @@ impl Connection {
         if now == self.in_flight {
             return;
         }
-        core.metrics.up.inflight.add(now.telemetry as i64 - self.in_flight.telemetry as i64);
         core.metrics.down.inflight.add(now.commands as i64 - self.in_flight.commands as i64);
         self.in_flight = now;
         if let Some(entry) = core.roster.borrow_mut().get_mut(self.place.key as usize) {
@@ -620,7 +616,7 @@ impl Connection {
             Phase::Handshaking { deadline, .. } => Some(*deadline),
             Phase::Serving => [self.session.poll_timeout(), self.write_deadline(core)].into_iter().flatten().min(),
             Phase::Ending(ending) => Some(ending.deadline),
-            Phase::Settling => self.session.poll_timeout(),
+            Phase::Over => None,
         };
         // a deadline that moved later is looked at when the old tick comes: no message moves a timer
         let now = core.clock.monotonic();
@@ -637,7 +633,6 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.core.metrics.up.inflight.add(-(self.in_flight.telemetry as i64));
         self.core.metrics.down.inflight.add(-(self.in_flight.commands as i64));
         self.core.dismiss(self.place, self.armed);
     }

@@ -10,6 +10,7 @@ use gateway_core::{
     settings::Sas,
     time::Now,
 };
+use tracing::error;
 
 use crate::{core::Core, tls, transport::Transport, upstream::DeviceLink};
 
@@ -76,7 +77,9 @@ impl<'a> Hands<'a> {
             self.core.metrics.down.bytes.add(publish.payload.len() as u64);
             self.command_qos = publish.qos;
         }
-        codec::encode(packet, self.output);
+        if let Err(error) = codec::encode(packet, self.output) {
+            error!(%error, "packet of our own has no form on the wire");
+        }
     }
 
     /// Judges by our own keys, or asks the hub (then there is no answer yet).
