@@ -31,8 +31,8 @@ pub struct Config {
     pub answer_timeout_ms: u64,
     /// TRANSFER frames the peer may send on a session before we answer with a new window.
     pub incoming_window: u32,
-    /// Bytes waiting in [`crate::Endpoint::output`] above which `send` and attaches refuse. Answers to the peer may
-    /// pass it, up to twice the value: then the connection is given up.
+    /// Bytes waiting in [`crate::Endpoint::output`] above which `send` and attaches refuse. Answers to the peer do not
+    /// count into that; when as many bytes of answers wait, the connection is given up.
     pub output_bytes_max: usize,
     /// Bytes of incomplete incoming deliveries over all links.
     pub partial_delivery_bytes_max: usize,
@@ -58,6 +58,11 @@ impl Config {
             output_bytes_max: 1 << 20,
             partial_delivery_bytes_max: 4 << 20,
         }
+    }
+
+    /// The highest channel number, what OPEN says.
+    pub(crate) fn channel_max(&self) -> u16 {
+        (self.sessions_max.clamp(1, 65_536) - 1) as u16
     }
 }
 
@@ -128,18 +133,18 @@ impl Attach {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SenderSettleMode {
     /// None of them.
-    Unsettled,
+    Unsettled = 0,
     /// All of them: no outcome ever comes back.
-    Settled,
+    Settled = 1,
     /// As each `send` says.
-    Mixed,
+    Mixed = 2,
 }
 
 /// 2.8.3: who settles first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReceiverSettleMode {
     /// The receiver settles when it sends the outcome.
-    First,
+    First = 0,
     /// The receiver sends the outcome, the sender settles, then the receiver.
-    Second,
+    Second = 1,
 }

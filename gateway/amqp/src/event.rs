@@ -193,6 +193,8 @@ pub enum Cause {
     Timeout,
     /// What it stood on (session, connection) ended; that event follows.
     Carrier,
+    /// It waited for the peer's OPEN or BEGIN, and the peer's channel-max, handle-max or max-frame-size leaves no room.
+    Limit,
     /// The stream ended without CLOSE.
     Eof,
     /// The peer's answer to our protocol header was this one.

@@ -12,6 +12,7 @@ mod config;
 mod event;
 
 mod endpoint;
+mod unsettled;
 
 pub mod cbs;
 pub mod message;
