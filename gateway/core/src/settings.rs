@@ -4,13 +4,15 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use crate::topic::Template;
+
 /// Everything a gateway process was told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Where devices connect; at least one, names and ports unique.
     pub listeners: Vec<Listener>,
-    /// Directory below the secrets root with `tls.crt` and `tls.key` for the listeners.
-    pub tls_secret_name: String,
+    /// Directory below the secrets root with `tls.crt` and `tls.key` for the listeners; `None` only if all of them are plain.
+    pub tls_secret_name: Option<String>,
     /// How devices prove who they are.
     pub authentication: Authentication,
     /// Where messages go.
@@ -21,6 +23,18 @@ pub struct Settings {
     pub limits: Limits,
     /// Health, metrics, who is connected.
     pub admin: Admin,
+}
+
+impl Settings {
+    /// Whether `host` is a name of the hub: its own, or an alias, in any case. A broker has no name that devices must know.
+    pub fn is_hub_host(&self, host: &str) -> bool {
+        match &self.upstream {
+            Upstream::IotHub(hub) => std::iter::once(&hub.host_name)
+                .chain(&hub.host_name_aliases)
+                .any(|name| name.eq_ignore_ascii_case(host)),
+            Upstream::Amqp(_) => !host.is_empty(),
+        }
+    }
 }
 
 /// One listening port.
@@ -63,7 +77,7 @@ pub enum Sas {
     Hub,
     /// This gateway, by keys from files.
     Local {
-        /// Directory with the devices' own keys.
+        /// Directory with the devices' own keys: every file in it holds lines `deviceId primary [secondary]`.
         device_keys_secret_name: Option<String>,
         /// Groups whose members' keys derive from the group's key.
         enrollment_groups: Vec<EnrollmentGroup>,
@@ -75,7 +89,7 @@ pub enum Sas {
 pub struct EnrollmentGroup {
     /// For logs.
     pub name: String,
-    /// Directory with the group's key or keys.
+    /// Directory with the file `primary` and, if there are two keys, `secondary`: base64 text.
     pub secret_name: String,
 }
 
@@ -112,7 +126,7 @@ pub struct IotHub {
 pub struct Policy {
     /// `skn`.
     pub name: String,
-    /// Directory with the file `key`.
+    /// Directory with the file `key`: base64 text.
     pub secret_name: String,
 }
 
@@ -180,10 +194,12 @@ pub struct UpstreamLimits {
 /// Which topics are telemetry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topics {
-    /// Templates, first match wins; see `topic`.
-    pub inbound: Vec<String>,
+    /// Templates, first match wins.
+    pub inbound: Vec<Template>,
     /// What to do with a topic that matches none.
     pub unmatched: Unmatched,
+    /// DUP becomes the application property `mqtt-dup`; IoT Hub does nothing with it.
+    pub dup_property: bool,
 }
 
 /// What to do with a topic that matches no template.
@@ -208,6 +224,8 @@ pub struct Limits {
     pub packet_bytes_max: usize,
     /// Body and properties of a message, in bytes (IoT Hub: 262144).
     pub message_bytes_max: usize,
+    /// Properties of one message: those of the bag, of topic variables and the gateway's own.
+    pub properties_max: usize,
     /// Unacknowledged PUBLISHes of one device, each direction.
     pub inflight_max: u16,
     /// From accept to the end of the TLS (and WebSocket) handshake, and again to the CONNECT.
