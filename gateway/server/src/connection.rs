@@ -214,9 +214,11 @@ impl Connection {
                         session.handle_outcome(context, slot, &outcome, now, out);
                     });
                 }
-                UpstreamEvent::CommandsOpened(opened) => self.with_session(core, bench, now, |session, context, out| {
-                    session.handle_commands_opened(context, opened, now, out);
-                }),
+                UpstreamEvent::CommandsOpened(opened) => {
+                    self.with_session(core, bench, now, |session, context, out| {
+                        session.handle_commands_opened(context, opened, now, out);
+                    })
+                }
                 UpstreamEvent::Command(command) => self.with_session(core, bench, now, |session, _, out| {
                     session.handle_command(&command, out);
                 }),
@@ -309,13 +311,19 @@ impl Connection {
     ) -> Result<bool, TransportFault> {
         if matches!(self.transport, Transport::Plain) {
             self.establish(core, now);
-            if !self.accepted && self.partial.is_empty() && let Some(fault) = wrong_port(self.protocol, raw) {
+            if !self.accepted
+                && self.partial.is_empty()
+                && let Some(fault) = wrong_port(self.protocol, raw)
+            {
                 return Err(fault);
             }
             self.handle_payload(core, bench, raw, now);
             return Ok(true);
         }
-        if from == 0 && self.is_handshaking() && let Some(fault) = wrong_port(self.protocol, raw) {
+        if from == 0
+            && self.is_handshaking()
+            && let Some(fault) = wrong_port(self.protocol, raw)
+        {
             return Err(fault);
         }
         let frame_bytes_max = core.settings.limits.packet_bytes_max.max(64 * 1024) as u64 * 2;

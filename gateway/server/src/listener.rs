@@ -1,6 +1,6 @@
 //! Listening sockets, one per core and listener (`SO_REUSEPORT`), and the gate that every new connection passes.
 //!
-//! A connection that may not come in yet stays in the listen queue: permits are taken before `accept`.
+//! At a bound each socket holds one connection at the gate, unread; all others stay in the listen queue.
 
 use std::{
     io,
@@ -13,7 +13,6 @@ use std::{
 use gateway_core::settings::{Limits, Listener, Protocol};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::{
-    io::unix::AsyncFd,
     net::TcpStream,
     sync::{OwnedSemaphorePermit, Semaphore},
 };
@@ -83,27 +82,21 @@ fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
 /// Takes connections as the gate allows, for ever.
 pub async fn accept(core: Rc<Core>, listener: Bound) {
     let Bound { name, protocol, socket, .. } = listener;
-    let socket = match AsyncFd::new(socket) {
+    let socket = match tokio::net::TcpListener::from_std(socket) {
         Ok(socket) => socket,
         Err(error) => return warn!(listener = name, %error, "listener cannot be watched"),
     };
     let mut pause = PAUSE.0;
     loop {
-        let Ok(mut ready) = socket.readable().await else { return };
-        let permits = core.shared.gate.enter(&core).await;
-        match ready.try_io(|socket| socket.get_ref().accept()) {
-            Err(_nobody_there_any_more) => {}
-            Ok(Ok((stream, address))) => {
+        match socket.accept().await {
+            Ok((stream, address)) => {
                 pause = PAUSE.0;
-                core.shared.gate.pace(&core).await;
+                let permits = core.shared.gate.enter(&core).await;
                 take(&core, protocol, stream, address, permits);
                 // messages pass between two handshakes
                 tokio::task::yield_now().await;
             }
-            Ok(Err(error)) => {
-                drop(permits);
-                pause = after_error(&core, &name, &error, pause).await;
-            }
+            Err(error) => pause = after_error(&core, &name, &error, pause).await,
         }
     }
 }
@@ -111,13 +104,12 @@ pub async fn accept(core: Rc<Core>, listener: Bound) {
 fn take(
     core: &Rc<Core>,
     protocol: Protocol,
-    stream: std::net::TcpStream,
+    stream: TcpStream,
     address: SocketAddr,
     (connection_permit, handshake_permit): (OwnedSemaphorePermit, OwnedSemaphorePermit),
 ) {
-    let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
     let tls = core.shared.credentials.load().tls.clone();
-    let (Ok(stream), Ok(transport)) = (stream, Transport::new(protocol, tls)) else {
+    let Ok(transport) = Transport::new(protocol, tls) else {
         core.metrics.accept_errors.inc();
         return;
     };
@@ -158,19 +150,14 @@ impl Gate {
         }
     }
 
-    /// Waits until one more connection may be there and shake hands.
+    /// Waits until one more connection may be there, shake hands, and come at this rate.
     async fn enter(&self, core: &Core) -> (OwnedSemaphorePermit, OwnedSemaphorePermit) {
         let connection = permit(&self.connections, core, Limit::Connections).await;
         let handshake = permit(&self.handshakes, core, Limit::Handshakes).await;
-        (connection, handshake)
-    }
-
-    /// Waits until the rate allows one more; meanwhile the others wait in the listen queue.
-    async fn pace(&self, core: &Core) {
         let mut counted = false;
         loop {
             let wait = self.rate.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
-            let Err(wait) = wait else { return };
+            let Err(wait) = wait else { return (connection, handshake) };
             if !std::mem::replace(&mut counted, true) {
                 core.metrics.limits.at(Limit::ConnectsPerSecond).inc();
             }

@@ -20,14 +20,17 @@ const EXIT_CUT_SHORT: i32 = 130;
 
 /// MQTT to AMQP 1.0 protocol gateway for fleets of devices in front of Azure IoT Hub or any AMQP 1.0 broker.
 #[derive(Debug, Parser)]
-#[command(version, after_help = "\
+#[command(
+    version,
+    after_help = "\
 Examples:
   gateway --config gateway.yaml --secrets /etc/gateway/secrets
   gateway --config gateway.yaml --check                            report every error of the file, open no port
   RUST_LOG=gateway=debug gateway --config gateway.yaml             one line for each connect, refusal, disconnect
 
 Signals: SIGTERM or SIGINT drains and exits with 0; a second one exits at once.
-Exit codes: 0 stopped as told, 1 failed while running, 2 the configuration or a secret is wrong.")]
+Exit codes: 0 stopped as told, 1 failed while running, 2 the configuration or a secret is wrong."
+)]
 struct Arguments {
     /// Configuration, YAML: the gateway half of ProtocolGateway.spec
     #[arg(long, value_name = "FILE")]
@@ -80,7 +83,8 @@ fn read_settings(arguments: &Arguments) -> Result<Settings, Vec<String>> {
     let file = arguments.config.display();
     let yaml = std::fs::read_to_string(&arguments.config).map_err(|error| vec![format!("{file}: {error}")])?;
     let config = GatewayConfig::parse(&yaml).map_err(|error| vec![format!("{file}: {error}")])?;
-    let settings = config.check().map_err(|errors| errors.iter().map(|error| format!("{file}: {error}")).collect::<Vec<_>>())?;
+    let settings =
+        config.check().map_err(|errors| errors.iter().map(|error| format!("{file}: {error}")).collect::<Vec<_>>())?;
     if arguments.check && arguments.secrets.is_dir() {
         Watcher::new(settings.clone().into(), Directory::new(&arguments.secrets)).load()?;
     }
@@ -117,7 +121,8 @@ fn run(settings: Settings, arguments: &Arguments) -> ExitCode {
 
 /// Serves until a signal, then drains; a second signal does not wait.
 async fn until_told(mut gateway: Gateway) -> ExitCode {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         error!("signals cannot be watched");
         return ExitCode::FAILURE;
     };

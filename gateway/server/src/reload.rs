@@ -65,7 +65,8 @@ impl Watcher {
         let client_ca = settings.authentication.client_ca_secret_name.as_deref().map(|ca| (ca, ClientAuth::Optional));
         let listeners = settings.tls_secret_name.as_deref().map(|secret| TlsSource::new(secret, client_ca));
         let admin = settings.admin.tls.as_ref();
-        let admin = admin.map(|tls| TlsSource::new(&tls.secret_name, Some((&tls.client_ca_secret_name, ClientAuth::Required))));
+        let admin =
+            admin.map(|tls| TlsSource::new(&tls.secret_name, Some((&tls.client_ca_secret_name, ClientAuth::Required))));
         Self { directory, settings, listeners, admin, groups: Vec::new(), not_after: Vec::new() }
     }
 
@@ -80,8 +81,14 @@ impl Watcher {
         let keys = self.directory.keys(&self.settings);
         let upstream = UpstreamSecrets::load(&self.settings, self.directory.root());
         let mut note = |error: String| errors.push(error);
-        let tls = tls.unwrap_or_else(|error| { note(error.to_string()); None });
-        let admin = admin.unwrap_or_else(|error| { note(error.to_string()); None });
+        let tls = tls.unwrap_or_else(|error| {
+            note(error.to_string());
+            None
+        });
+        let admin = admin.unwrap_or_else(|error| {
+            note(error.to_string());
+            None
+        });
         match (keys, upstream) {
             (Ok(keys), Ok(upstream)) if errors.is_empty() => Ok(Loaded {
                 credentials: Credentials { tls, keys: Arc::new(keys) },
@@ -119,19 +126,29 @@ impl Watcher {
     async fn reload(&mut self, kind: Kind, shared: &Shared, admin: Option<&ArcSwap<ServerConfig>>, tell: bool) -> bool {
         let name = self.name(kind);
         let loaded = match kind {
-            Kind::Listeners => self.load_tls(kind).map(|tls| {
-                let keys = Arc::clone(&shared.credentials.load().keys);
-                shared.credentials.store(Arc::new(Credentials { tls, keys }));
-            }).map_err(|error| error.to_string()),
-            Kind::Admin => self.load_tls(kind).map(|tls| {
-                if let (Some(tls), Some(admin)) = (tls, admin) {
-                    admin.store(tls);
-                }
-            }).map_err(|error| error.to_string()),
-            Kind::Keys => self.directory.keys(&self.settings).map(|keys| {
-                let tls = shared.credentials.load().tls.clone();
-                shared.credentials.store(Arc::new(Credentials { tls, keys: Arc::new(keys) }));
-            }).map_err(|error| error.to_string()),
+            Kind::Listeners => self
+                .load_tls(kind)
+                .map(|tls| {
+                    let keys = Arc::clone(&shared.credentials.load().keys);
+                    shared.credentials.store(Arc::new(Credentials { tls, keys }));
+                })
+                .map_err(|error| error.to_string()),
+            Kind::Admin => self
+                .load_tls(kind)
+                .map(|tls| {
+                    if let (Some(tls), Some(admin)) = (tls, admin) {
+                        admin.store(tls);
+                    }
+                })
+                .map_err(|error| error.to_string()),
+            Kind::Keys => self
+                .directory
+                .keys(&self.settings)
+                .map(|keys| {
+                    let tls = shared.credentials.load().tls.clone();
+                    shared.credentials.store(Arc::new(Credentials { tls, keys: Arc::new(keys) }));
+                })
+                .map_err(|error| error.to_string()),
             Kind::Upstream => self.reload_upstream(shared).await,
         };
         let not_after = self.not_after.pop().map(|(_, not_after)| not_after);
@@ -150,7 +167,8 @@ impl Watcher {
     }
 
     async fn reload_upstream(&self, shared: &Shared) -> Result<(), String> {
-        let secrets = UpstreamSecrets::load(&self.settings, self.directory.root()).map_err(|error| error.to_string())?;
+        let secrets =
+            UpstreamSecrets::load(&self.settings, self.directory.root()).map_err(|error| error.to_string())?;
         let secrets = Arc::new(secrets);
         for core in &shared.cores {
             // a core that is gone needs no secrets
@@ -197,7 +215,9 @@ impl Watcher {
 
 fn upstream_secrets(upstream: &Upstream) -> Vec<String> {
     let names: Vec<Option<&String>> = match upstream {
-        Upstream::IotHub(hub) => vec![hub.policy.as_ref().map(|policy| &policy.secret_name), hub.ca_secret_name.as_ref()],
+        Upstream::IotHub(hub) => {
+            vec![hub.policy.as_ref().map(|policy| &policy.secret_name), hub.ca_secret_name.as_ref()]
+        }
         Upstream::Amqp(broker) => vec![
             broker.sasl_plain_secret_name.as_ref(),
             broker.client_certificate_secret_name.as_ref(),

@@ -87,7 +87,7 @@ impl Directory {
         let Sas::Local { device_keys_secret_name, enrollment_groups } = &settings.authentication.sas else {
             return Ok(keys);
         };
-        for secret in device_keys_secret_name {
+        if let Some(secret) = device_keys_secret_name {
             for path in self.files(secret)? {
                 let file = fs::read(&path).map_err(|error| SecretError::Unreadable { path: path.clone(), error })?;
                 keys.add_devices(&file).map_err(|error| SecretError::Keys { path, error: error.to_string() })?;

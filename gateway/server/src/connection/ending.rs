@@ -90,7 +90,9 @@ fn close_code(end: End) -> CloseCode {
     match end {
         End::Closed(CloseCause::Disconnect | CloseCause::Gone) => CloseCode::Normal,
         End::Closed(CloseCause::Shutdown | CloseCause::HubUnreachable) => CloseCode::GoingAway,
-        End::Closed(CloseCause::ProtocolViolation) | End::Transport(TransportFault::WebSocketFrame) => CloseCode::Protocol,
+        End::Closed(CloseCause::ProtocolViolation) | End::Transport(TransportFault::WebSocketFrame) => {
+            CloseCode::Protocol
+        }
         End::Closed(CloseCause::TooLarge) => CloseCode::TooBig,
         _ => CloseCode::Policy,
     }
