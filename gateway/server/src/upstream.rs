@@ -4,26 +4,30 @@
 //! hub answers comes back as [`UpstreamEvent`]s. It never decides what a device is told: that is the session's.
 
 pub(crate) mod arena;
+pub(crate) mod buffers;
+pub(crate) mod clock;
 pub(crate) mod inbox;
+pub(crate) mod pool;
 mod secrets;
+mod target;
 
 use std::{
-    cell::RefCell,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use gateway_core::{
-    auth::{Refused, RefusedReason, Verdict},
-    codec::packet::ConnectCode,
-    message::{CommandTag, DeviceId, Outcome, Refusal, Settlement, Telemetry},
+    auth::Refused,
+    message::{CommandTag, DeviceId, Settlement, Telemetry},
     session::effect::Slot,
     settings::Settings,
     time::UnixSeconds,
 };
 
-use crate::metrics::Metrics;
+use self::{inbox::Inbox, pool::Pool};
+use crate::{link::Link, metrics::Metrics};
 pub use inbox::UpstreamEvent;
 pub use secrets::{SecretError, UpstreamSecrets};
 
@@ -43,30 +47,21 @@ pub struct Upstream(Rc<Pool>);
 /// One device's hold on its AMQP connection. Dropping it detaches the device's links: the command receiver at once, the
 /// telemetry sender when what was handed over is settled (a Will, for one).
 pub struct DeviceLink {
-    inbox: Rc<inbox::Inbox>,
-    route: RefCell<()>,
-}
-
-const UNAVAILABLE: Refused = Refused { code: ConnectCode::ServerUnavailable, reason: RefusedReason::HubUnavailable };
-
-struct Pool {
-    settings: Arc<Settings>,
-    secrets: RefCell<Arc<UpstreamSecrets>>,
-    share: CoreShare,
-    metrics: Arc<Metrics>,
+    inbox: Rc<Inbox>,
 }
 
 impl Upstream {
     /// A pool without connections: the first device opens one.
     ///
-    /// It counts `metrics.up.settle`, `metrics.up.inflight` and everything named `upstream_*`; the rest is the caller's.
+    /// It counts `metrics.up.settle`, `metrics.up.inflight`, everything named `upstream_*` and the upstream's limits; the
+    /// rest is the caller's.
     pub fn new(
         settings: Arc<Settings>,
         secrets: Arc<UpstreamSecrets>,
         share: CoreShare,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self(Rc::new(Pool { settings, secrets: RefCell::new(secrets), share, metrics }))
+        Self(Rc::new(Pool::new(settings, secrets, share, metrics)))
     }
 
     /// Uses `secrets` for connections opened and policy tokens made from now on.
@@ -76,39 +71,44 @@ impl Upstream {
 
     /// Gives `identity` a place on an AMQP connection. Refused with CONNACK 3 when none has room or the hub is away.
     pub fn open(&self, identity: &DeviceId) -> Result<DeviceLink, Refused> {
-        let _ = identity;
-        Err(UNAVAILABLE)
+        self.0.open(identity).map(|inbox| DeviceLink { inbox })
     }
 
-    /// Closes every AMQP connection in good order; returns when all are closed or `request_timeout` has passed.
-    pub async fn shutdown(&self) {}
+    /// Closes every AMQP connection in good order, once what was handed over is settled; returns when all are closed or
+    /// `request_timeout` has passed. No device is taken from now on.
+    pub async fn shutdown(&self) {
+        self.0.drain();
+        let deadline = tokio::time::Instant::now() + self.0.target.limits.request_timeout;
+        while self.0.running.get() > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 }
 
 impl DeviceLink {
     /// Asks the hub whether `token` proves this device (CBS put-token); answered by [`UpstreamEvent::Authorized`].
     pub fn authorize(&self, token: &str, expires: UnixSeconds) {
-        let _ = (token, expires);
-        self.inbox.post(UpstreamEvent::Authorized(Verdict::Refused(UNAVAILABLE)));
+        self.on_link(|link, device| link.authorize(device, token, expires));
     }
 
     /// Hands one message over; answered by [`UpstreamEvent::Outcome`]. It is encoded before this returns.
     pub fn send(&self, slot: Slot, telemetry: &Telemetry<'_>) {
-        let _ = telemetry;
-        self.inbox.post(UpstreamEvent::Outcome(slot, Outcome::Unreachable));
+        self.on_link(|link, device| link.send(device, slot, telemetry));
     }
 
-    /// Attaches the command receiver: at most `credit` commands unsettled at a time.
+    /// Attaches the command receiver: at most `credit` (at least 1) commands unsettled at a time.
     pub fn open_commands(&self, credit: u32) {
-        let _ = credit;
-        self.inbox.post(UpstreamEvent::CommandsOpened(Err(Refusal::Internal)));
+        self.on_link(|link, device| link.open_commands(device, credit));
     }
 
     /// Detaches the command receiver; commands not settled yet go back to the hub.
-    pub fn close_commands(&self) {}
+    pub fn close_commands(&self) {
+        self.on_link(Link::close_commands);
+    }
 
     /// Settles a command. A tag of a link that is gone is ignored: the hub has the command back already.
     pub fn settle(&self, tag: CommandTag, settlement: Settlement) {
-        let _ = (tag, settlement);
+        self.on_link(|link, device| link.settle(device, tag, settlement));
     }
 
     /// Ready when [`DeviceLink::next_event`] has something; else the task of `cx` is woken when it has.
@@ -119,5 +119,24 @@ impl DeviceLink {
     /// The oldest event not yet taken.
     pub fn next_event(&self) -> Option<UpstreamEvent> {
         self.inbox.next()
+    }
+
+    /// Nothing is done once the hub has let go of the device: `Lost` says it all.
+    fn on_link(&self, call: impl FnOnce(&Link, u32)) {
+        // the borrow ends before the call: what is called may take the route away
+        let route = self.inbox.route.borrow().as_ref().map(|route| (Rc::clone(&route.link), route.device));
+        if let Some((link, device)) = route {
+            call(&link, device);
+        }
+    }
+}
+
+impl Drop for DeviceLink {
+    fn drop(&mut self) {
+        self.inbox.close();
+        let route = self.inbox.route.take();
+        if let Some(route) = route {
+            route.link.leave(route.device);
+        }
     }
 }

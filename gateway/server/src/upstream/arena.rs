@@ -52,8 +52,14 @@ impl<T> Arena<T> {
     }
 
     /// Values in all queues together.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// Whether every queue is empty.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
     }
 
     pub(crate) fn push_back(&mut self, list: &mut List, value: T) -> Key {

@@ -13,6 +13,7 @@ use gateway_core::{
 };
 
 use super::arena::{Arena, List};
+use crate::link::Link;
 
 /// What the hub's side tells a device connection. Drained in one go, so that what arrived together is answered together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +33,12 @@ pub enum UpstreamEvent {
 /// The events of all devices of one core.
 pub(crate) type Events = Rc<RefCell<Arena<UpstreamEvent>>>;
 
+/// Where a device is: its AMQP connection and its number there.
+pub(crate) struct Route {
+    pub(crate) link: Rc<Link>,
+    pub(crate) device: u32,
+}
+
 /// The events of one device, shared by its connection (reads) and its AMQP connection (writes).
 pub(crate) struct Inbox {
     events: Events,
@@ -39,11 +46,19 @@ pub(crate) struct Inbox {
     waker: RefCell<Option<Waker>>,
     /// The device's connection is gone: nobody reads any more.
     closed: Cell<bool>,
+    /// `None` once the hub let go of the device.
+    pub(crate) route: RefCell<Option<Route>>,
 }
 
 impl Inbox {
     pub(crate) fn new(events: Events) -> Self {
-        Self { events, queue: Cell::new(List::EMPTY), waker: RefCell::new(None), closed: Cell::new(false) }
+        Self {
+            events,
+            queue: Cell::new(List::EMPTY),
+            waker: RefCell::new(None),
+            closed: Cell::new(false),
+            route: RefCell::new(None),
+        }
     }
 
     /// Queues `event`; wakes the reader if the queue was empty. The queue is bounded by the session's own windows: at
@@ -87,11 +102,6 @@ impl Inbox {
         self.waker.take();
         let mut queue = self.queue.replace(List::EMPTY);
         self.events.borrow_mut().clear(&mut queue);
-    }
-
-    /// Whether the device's connection is gone.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.get()
     }
 }
 

@@ -6,14 +6,17 @@ use std::{
     sync::Arc,
 };
 
-use gateway_core::settings::{AmqpBroker, IotHub, Settings, Upstream};
+use gateway_core::{
+    auth::Key,
+    settings::{AmqpBroker, IotHub, Settings, Upstream},
+};
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 /// Keys, passwords and trust for the hub's side. Never shown, not even by `Debug`.
 pub struct UpstreamSecrets {
-    /// Raw key of the hub policy, if one is configured.
-    pub policy_key: Option<Box<[u8]>>,
+    /// Key of the hub policy, if one is configured.
+    pub policy_key: Option<Key>,
     /// User and password for SASL PLAIN, if configured.
     pub sasl_plain: Option<(String, String)>,
     /// TLS towards the peer: trust, and the client certificate for SASL EXTERNAL. `None`: a plain `amqp` broker.
@@ -134,12 +137,9 @@ fn client_pair(directory: &Path) -> Result<(Vec<CertificateDer<'static>>, Privat
     Ok((chain, key))
 }
 
-fn read_key(path: &Path) -> Result<Box<[u8]>, SecretError> {
-    use base64::{Engine as _, prelude::BASE64_STANDARD};
-    let text = read_line(path)?;
-    let key = BASE64_STANDARD.decode(text).ok().filter(|key| !key.is_empty());
-    key.map(Vec::into_boxed_slice)
-        .ok_or_else(|| SecretError::Unusable { path: path.to_owned(), expected: "expected a key in base64" })
+fn read_key(path: &Path) -> Result<Key, SecretError> {
+    Key::from_base64(&read(path)?)
+        .map_err(|_| SecretError::Unusable { path: path.to_owned(), expected: "expected a key in base64" })
 }
 
 fn read_line(path: &Path) -> Result<String, SecretError> {
