@@ -92,15 +92,14 @@ impl Transport {
         }
     }
 
-    /// Puts the incomplete record at the front of `raw`; the socket is to be read behind it. Gives its length.
-    pub fn begin_read(&mut self, raw: &mut [u8]) -> usize {
+    /// Copies the incomplete record to the front of `raw`; the socket is to be read behind it. Gives its length.
+    pub fn begin_read(&self, raw: &mut [u8]) -> usize {
         let incomplete = match self {
             Self::Plain => return 0,
-            Self::Tls(tls) => &mut tls.incomplete,
-            Self::WebSocket(layer) => &mut layer.tls.incomplete,
+            Self::Tls(tls) => &tls.incomplete,
+            Self::WebSocket(layer) => &layer.tls.incomplete,
         };
-        let incomplete = std::mem::take(incomplete);
-        raw[..incomplete.len()].copy_from_slice(&incomplete);
+        raw[..incomplete.len()].copy_from_slice(incomplete);
         incomplete.len()
     }
 
@@ -161,10 +160,7 @@ impl Transport {
 impl TlsLayer {
     fn open(&mut self, raw: &mut [u8], payload: &mut Vec<u8>, wire: &mut Vec<u8>) -> Result<bool, TransportFault> {
         let opened = self.filter.open(raw, payload, wire)?;
-        let rest = &raw[opened.used..];
-        if !rest.is_empty() {
-            self.incomplete = rest.to_vec();
-        }
+        self.incomplete = raw[opened.used..].to_vec();
         Ok(opened.peer_closed)
     }
 
@@ -189,10 +185,7 @@ impl WebSocketLayer {
         below.append(&mut self.incomplete);
         let tls_closed = self.tls.open(raw, below, wire)?;
         let inbound = self.websocket.open(below, frame_bytes_max, payload, framed)?;
-        let rest = &below[inbound.used..];
-        if !rest.is_empty() {
-            self.incomplete = rest.to_vec();
-        }
+        self.incomplete = below[inbound.used..].to_vec();
         Ok(tls_closed || inbound.peer_closed)
     }
 }

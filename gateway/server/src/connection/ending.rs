@@ -1,0 +1,99 @@
+//! The end of a connection: what is queued goes out, each layer says goodbye, and the device has a moment to read it.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use gateway_core::{
+    session::effect::CloseCause,
+    time::{Millis, Now},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use crate::{
+    metrics::{End, TransportFault},
+    transport::{Buffers, Transport},
+    websocket::CloseCode,
+};
+
+/// How long the last bytes may take, and how long the device may take to close its side. A socket that is closed while
+/// bytes of the device are unread sends a reset, which may overtake the CONNACK or the alert that says why.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// A connection on its way out.
+#[derive(Debug)]
+pub(super) struct Ending {
+    /// When the socket closes whatever happens.
+    pub(super) deadline: Millis,
+    code: CloseCode,
+    sealed: bool,
+    half_closed: bool,
+    peer_gone: bool,
+}
+
+impl Ending {
+    pub(super) fn new(end: End, now: Now) -> Self {
+        let peer_gone = end == End::Closed(CloseCause::Gone);
+        let deadline = now.monotonic.after(GOODBYE);
+        Self { deadline, code: close_code(end), sealed: false, half_closed: false, peer_gone }
+    }
+
+    /// The last output, and the goodbyes of the layers behind it; only once.
+    pub(super) fn seal(&mut self, transport: &mut Transport, output: &[u8], buffers: &mut Buffers) {
+        if !std::mem::replace(&mut self.sealed, true) {
+            // a transport that cannot seal any more has nothing to say goodbye with
+            let _broken = transport.seal(output, buffers).map(|()| transport.seal_end(self.code, buffers));
+        }
+    }
+
+    /// Nobody is there to read.
+    pub(super) fn peer_gone(&mut self) {
+        self.peer_gone = true;
+    }
+
+    /// Ready when the socket may be dropped. `all_written`: the kernel has our last bytes.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut TcpStream,
+        scratch: &mut [u8],
+        all_written: bool,
+        now: Now,
+    ) -> Poll<()> {
+        if self.peer_gone || now.monotonic >= self.deadline {
+            return Poll::Ready(());
+        }
+        if all_written && self.sealed && !self.half_closed {
+            self.half_closed = true;
+            if !matches!(Pin::new(&mut *stream).poll_shutdown(cx), Poll::Ready(Ok(()))) {
+                return Poll::Ready(());
+            }
+        }
+        // what still comes is read and dropped, until the device closes its side
+        loop {
+            let mut room = ReadBuf::new(scratch);
+            match Pin::new(&mut *stream).poll_read(cx, &mut room) {
+                Poll::Ready(Ok(())) if !room.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+fn close_code(end: End) -> CloseCode {
+    match end {
+        End::Closed(CloseCause::Disconnect | CloseCause::Gone) => CloseCode::Normal,
+        End::Closed(CloseCause::Shutdown | CloseCause::HubUnreachable) => CloseCode::GoingAway,
+        End::Closed(CloseCause::ProtocolViolation) | End::Transport(TransportFault::WebSocketFrame) => {
+            CloseCode::Protocol
+        }
+        End::Closed(CloseCause::TooLarge) => CloseCode::TooBig,
+        _ => CloseCode::Policy,
+    }
+}
