@@ -21,7 +21,7 @@ impl Endpoint {
     pub(super) fn can_send(&self, id: LinkId) -> bool {
         let Some(link) = self.link(id) else { return false };
         let Some(session) = self.sessions.get(link.session as usize) else { return false };
-        self.check_link(link).is_ok() && self.check_room(link, session, 1).is_ok()
+        self.check_link(link).is_ok() && self.check_room(link, session).is_ok()
     }
 
     pub(super) fn send_message(
@@ -44,10 +44,7 @@ impl Endpoint {
             return Err(NotSent::TooLarge);
         }
         let session = &self.sessions[link.session as usize];
-        // the smallest payload a frame has room for: then `frames` is never too low
-        let frame_payload = self.peer_frame_bytes_max as usize - TRANSFER_HEAD_BYTES_MAX;
-        let frames = bytes.div_ceil(frame_payload).max(1);
-        if let Err(why) = self.check_room(link, session, frames) {
+        if let Err(why) = self.check_room(link, session) {
             return Err(self.refused(id, why));
         }
 
@@ -61,7 +58,9 @@ impl Endpoint {
         self.counters.deliveries_out += 1;
         let channel = link.session as u16;
         let first = Some((delivery_id, message_format));
-        if frames == 1 {
+        // the smallest payload that a frame has room for
+        let frame_payload = self.peer_frame_bytes_max as usize - TRANSFER_HEAD_BYTES_MAX;
+        if bytes <= frame_payload {
             let (mut head, head_bytes) = frames::transfer_head(channel, link.handle, first, settled, false);
             head[..4].copy_from_slice(&((head_bytes + bytes) as u32).to_be_bytes());
             self.output.reserve(head_bytes + bytes);
@@ -91,13 +90,12 @@ impl Endpoint {
         }
     }
 
-    fn check_room(&self, link: &Link, session: &Session, frames: usize) -> Result<(), NotSent> {
+    fn check_room(&self, link: &Link, session: &Session) -> Result<(), NotSent> {
         if link.credit == 0 {
             return Err(NotSent::NoCredit);
         }
-        // a message that never fits the window goes in pieces; any other waits until it fits as a whole
-        let window_wanted = frames.min(session.remote_incoming_window_max.max(1) as usize);
-        if (session.remote_incoming_window as usize) < window_wanted || session.tail.is_some() {
+        // one frame is enough to begin: a peer may renew the window only after it has been used
+        if session.remote_incoming_window == 0 || session.tail.is_some() {
             return Err(NotSent::WindowClosed);
         }
         if session.unsettled.len() >= self.config.unsettled_max as usize || !session.unsettled.has_room() {

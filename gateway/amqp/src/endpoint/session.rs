@@ -39,8 +39,6 @@ pub(super) struct Session {
     pub(super) next_outgoing_id: u32,
     /// TRANSFER frames we may still send.
     pub(super) remote_incoming_window: u32,
-    /// The largest window the peer ever gave: a message that needs more goes in pieces.
-    pub(super) remote_incoming_window_max: u32,
     pub(super) next_incoming_id: u32,
     /// TRANSFER frames the peer may still send.
     pub(super) incoming_window: u32,
@@ -91,7 +89,6 @@ impl Session {
             links_max: 0,
             next_outgoing_id: FIRST_OUTGOING_ID,
             remote_incoming_window: 0,
-            remote_incoming_window_max: 0,
             next_incoming_id: 0,
             incoming_window,
             handles: Slab::new(),
@@ -162,7 +159,6 @@ impl Session {
             }
         };
         self.remote_incoming_window = window;
-        self.remote_incoming_window_max = self.remote_incoming_window_max.max(flow.incoming_window);
         Ok(())
     }
 }
@@ -216,7 +212,6 @@ impl Endpoint {
         session.remote_channel = Some(channel);
         session.next_incoming_id = begin.next_outgoing_id;
         session.remote_incoming_window = begin.incoming_window;
-        session.remote_incoming_window_max = begin.incoming_window;
         session.links_max = self.config.links_per_session_max.max(1).min(begin.handle_max.saturating_add(1));
         self.map_channel(channel, Some(ours));
         let session = &mut self.sessions[index as usize];

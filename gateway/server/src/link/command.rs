@@ -172,7 +172,9 @@ mod tests {
 
     #[test]
     fn a_message_no_device_can_be_given_is_unusable() {
-        let value = encode(|encoder| encoder.value(Value::Int(1)));
+        let value = encode(|encoder| {
+            encoder.value(Value::Int(1));
+        });
         assert_eq!(decode(CommandTag(0), &value), Err(Unusable::Body));
         let long = "x".repeat(66_000);
         let large = encode(|encoder| {

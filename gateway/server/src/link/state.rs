@@ -23,7 +23,7 @@ use super::{
     tokens::Tokens,
 };
 use crate::{
-    metrics::{Limit, UpstreamState},
+    metrics::UpstreamState,
     upstream::{
         UpstreamEvent,
         arena::{Arena, Key},
@@ -408,6 +408,7 @@ impl State {
         }
         let credit = self.credit();
         self.show_credit(credit);
+        self.pool.buffers.tick();
         self.check_end(now);
     }
 
@@ -496,10 +497,5 @@ impl State {
     fn show_credit(&mut self, credit: i64) {
         self.pool.metrics.upstream_credit.add(credit - self.credit_shown);
         self.credit_shown = credit;
-    }
-
-    /// A wait for the peer ran out.
-    pub(super) fn count_request_timeout(&self) {
-        self.pool.metrics.limits.at(Limit::RequestTimeout).inc();
     }
 }

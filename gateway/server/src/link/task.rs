@@ -24,7 +24,7 @@ use super::{
     transport::{Broken, Transport},
 };
 use crate::{
-    metrics::{UpstreamFailure, UpstreamState},
+    metrics::{Limit, UpstreamFailure, UpstreamState},
     upstream::clock::random,
 };
 
@@ -145,6 +145,9 @@ impl Link {
         };
         if !ending {
             self.pool.metrics.upstream_failures.at(end.failure()).inc();
+        }
+        if let End::Timeout | End::Closed { cause: Cause::Timeout, .. } = end {
+            self.pool.metrics.limits.at(Limit::RequestTimeout).inc();
         }
         self.relocate();
     }

@@ -39,7 +39,6 @@ pub(super) struct Tokens {
 struct Pair {
     session: SessionId,
     sender: LinkId,
-    receiver: LinkId,
     /// How many of the two are attached.
     open: u8,
 }
@@ -89,7 +88,7 @@ impl State {
         attach.local_address = Some("cbs".into());
         let receiver = endpoint.attach_receiver(session, attach, User::CbsReceiver.pack())?;
         endpoint.grant(receiver, window);
-        self.tokens.pair = Some(Pair { session, sender, receiver, open: 0 });
+        self.tokens.pair = Some(Pair { session, sender, open: 0 });
         Ok(())
     }
 

@@ -185,8 +185,8 @@ mod tests {
         client.send(b"AMQP", &mut wire).unwrap();
         let mut server = accept(wire);
 
-        for byte in std::mem::take(&mut server.get_mut().outbound) {
-            client.receive(&[byte], &mut plain).unwrap();
+        for bytes in std::mem::take(&mut server.get_mut().outbound).chunks(50) {
+            client.receive(bytes, &mut plain).unwrap();
         }
         let mut wire = Vec::new();
         client.send(&[], &mut wire).unwrap();

@@ -52,6 +52,7 @@ impl<T> Arena<T> {
     }
 
     /// Values in all queues together.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.nodes.len()
     }

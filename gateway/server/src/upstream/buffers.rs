@@ -1,6 +1,6 @@
 //! Buffers of messages in flight, used again: a message in steady state allocates nothing.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 /// Buffers kept; those above are freed.
 const KEPT_MAX: usize = 4096;
@@ -11,11 +11,14 @@ const KEPT_BYTES_MAX: usize = 8 * 1024;
 #[derive(Default)]
 pub(crate) struct Buffers {
     free: RefCell<Vec<Vec<u8>>>,
+    /// One was taken since the last tick.
+    used: Cell<bool>,
 }
 
 impl Buffers {
     /// An empty buffer, with room if there was one to use again.
     pub(crate) fn take(&self) -> Vec<u8> {
+        self.used.set(true);
         self.free.borrow_mut().pop().unwrap_or_default()
     }
 
@@ -28,9 +31,11 @@ impl Buffers {
         }
     }
 
-    /// Frees what nobody uses: called when nothing is in flight any more.
-    pub(crate) fn shrink(&self) {
-        self.free.take();
+    /// Frees everything if nothing was taken since the last tick: nothing is held while idle.
+    pub(crate) fn tick(&self) {
+        if !self.used.replace(false) {
+            self.free.take();
+        }
     }
 }
 
@@ -51,5 +56,17 @@ mod tests {
         let buffers = Buffers::default();
         buffers.give(vec![1; KEPT_BYTES_MAX + 1]);
         assert_eq!(buffers.take().capacity(), 0);
+    }
+
+    #[test]
+    fn nothing_is_held_while_idle() {
+        let buffers = Buffers::default();
+        let buffer = vec![1; 100];
+        buffers.take();
+        buffers.give(buffer);
+        buffers.tick();
+        assert_eq!(buffers.free.borrow().len(), 1);
+        buffers.tick();
+        assert_eq!(buffers.free.borrow().len(), 0);
     }
 }
