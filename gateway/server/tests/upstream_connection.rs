@@ -16,8 +16,7 @@ use hub::{
 };
 use upstream_support::{Device, Verify, World, on_a_core, until};
 
-const UNAVAILABLE: Refused =
-    Refused { code: ConnectCode::ServerUnavailable, reason: RefusedReason::HubUnavailable };
+const UNAVAILABLE: Refused = Refused { code: ConnectCode::ServerUnavailable, reason: RefusedReason::HubUnavailable };
 
 /// Asks the hub about `device` by a good token of it.
 async fn admit(world: &World, upstream: &gateway::upstream::Upstream, id: &str) -> Device {
@@ -51,7 +50,9 @@ fn contract_3_2_the_hubs_status_becomes_the_connack_code() {
         let check = async |token: String, expected: (ConnectCode, RefusedReason)| {
             let device = Device::open(&upstream, "d1");
             device.link.authorize(&token, upstream_support::now());
-            let Verdict::Refused(Refused { code, reason }) = device.verdict().await else { panic!("let in by {token}") };
+            let Verdict::Refused(Refused { code, reason }) = device.verdict().await else {
+                panic!("let in by {token}")
+            };
             assert_eq!((code, reason), expected, "{token}");
         };
         let (good, _) = world.token("d1");

@@ -104,8 +104,9 @@ fn nothing_is_lost_and_order_is_kept_when_the_hub_kills_the_connection() {
 #[test]
 fn a_message_without_a_disposition_goes_again() {
     on_a_core(async {
-        let world =
-            World::with(Verify::Local, HubConfig::default(), |limits| limits.settle_timeout = Duration::from_millis(300));
+        let world = World::with(Verify::Local, HubConfig::default(), |limits| {
+            limits.settle_timeout = Duration::from_millis(300)
+        });
         world.hub().add_device("d1").unwrap();
         let upstream = world.upstream();
         let device = Device::open(&upstream, "d1");
