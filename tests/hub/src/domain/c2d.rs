@@ -327,3 +327,196 @@ fn arm(state: &mut State, identity: &Identity) {
         state.boxes.remove(identity);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::feedback::FeedbackSettings;
+    use crate::domain::mailbox::{LinkKey, Mailbox};
+
+    struct World {
+        c2d: C2d,
+        feedback: Arc<Feedback>,
+        device: Identity,
+        mailbox: Arc<Mailbox>,
+        link: Listener,
+    }
+
+    fn world(queue_max: usize) -> World {
+        let feedback =
+            Arc::new(Feedback::new(FeedbackSettings { batch_records_max: 1, ..FeedbackSettings::default() }));
+        let settings = C2dSettings { queue_max, deliveries_max: 3, lock_ms: 60_000, ..C2dSettings::default() };
+        let mailbox = Mailbox::new();
+        let link = Listener::new(&mailbox, LinkKey(1));
+        let (c2d, device) = (C2d::new(settings, feedback.clone()), Identity::device("a"));
+        World { c2d, feedback, device, mailbox, link }
+    }
+
+    impl World {
+        fn send(&self, id: &str, expires_ms: u64, now_ms: u64) -> Result<u64, QueueFull> {
+            let message = C2dMessage {
+                properties: Properties::default(),
+                application_properties: ApplicationProperties::default(),
+                body: Bytes::new(),
+                ack: Ack::Full,
+                message_id: id.into(),
+                generation_id: "1".into(),
+                enqueued_ms: 0,
+                expires_ms,
+                sequence_number: 0,
+            };
+            self.c2d.enqueue(&self.device, message, now_ms)
+        }
+
+        fn next(&self, now_ms: u64) -> Option<Locked<C2dMessage>> {
+            self.c2d.next(&self.device, &self.link, now_ms)
+        }
+
+        fn next_id(&self, now_ms: u64) -> Option<String> {
+            self.next(now_ms).map(|locked| locked.item.message_id.to_string())
+        }
+
+        /// `message:status` of the next feedback batch.
+        fn feedback(&self) -> Option<String> {
+            let batch = self.feedback.next(0)?;
+            let json: serde_json::Value = serde_json::from_str(&batch.item.body).expect("JSON");
+            let text = |key: &str| json[0][key].as_str().unwrap_or_default().to_owned();
+            self.feedback.complete(&batch.token, 0).expect("just locked");
+            Some(format!("{}:{}", text("originalMessageId"), text("statusCode")))
+        }
+    }
+
+    const NEVER: u64 = u64::MAX;
+
+    #[test]
+    fn messages_come_in_order_and_complete_once() {
+        let world = world(50);
+        world.c2d.attach(&world.device, world.link.clone());
+        world.send("1", NEVER, 0).expect("room");
+        world.send("2", NEVER, 0).expect("room");
+        assert_eq!(world.mailbox.take(), [LinkKey(1)]);
+        let first = world.next(0).expect("waits");
+        assert_eq!(&*first.item.message_id, "1");
+        assert_eq!(world.next_id(0).as_deref(), Some("2"));
+        assert_eq!(world.c2d.complete(&first.token, 1), Ok(()));
+        assert_eq!(world.c2d.complete(&first.token, 1), Err(LockLost));
+        assert_eq!(world.feedback().as_deref(), Some("1:Success"));
+        assert_eq!(world.feedback(), None);
+    }
+
+    #[test]
+    fn the_queue_is_full_at_its_bound_locked_messages_included() {
+        let world = world(2);
+        world.c2d.attach(&world.device, world.link.clone());
+        world.send("1", NEVER, 0).expect("room");
+        world.send("2", NEVER, 0).expect("room");
+        let first = world.next(0).expect("waits");
+        assert_eq!(world.send("3", NEVER, 0), Err(QueueFull));
+        world.c2d.complete(&first.token, 0).expect("locked");
+        assert_eq!(world.send("3", NEVER, 0), Ok(3));
+    }
+
+    #[test]
+    fn a_lapsed_lock_returns_the_message_without_raising_its_delivery_count() {
+        let world = world(50);
+        world.c2d.attach(&world.device, world.link.clone());
+        world.send("1", NEVER, 0).expect("room");
+        let lost = world.next(0).expect("waits");
+        world.mailbox.take();
+        world.c2d.tick(59_999);
+        assert!(world.mailbox.take().is_empty());
+        world.c2d.tick(60_000);
+        assert_eq!(world.mailbox.take(), [LinkKey(1)]);
+        assert_eq!(world.c2d.complete(&lost.token, 60_000), Err(LockLost));
+        assert_eq!(world.next(60_000).map(|locked| locked.delivery_count), Some(0));
+    }
+
+    #[test]
+    fn a_message_abandoned_max_delivery_count_times_is_dead_lettered() {
+        let world = world(50);
+        world.c2d.attach(&world.device, world.link.clone());
+        world.send("1", NEVER, 0).expect("room");
+        for count in 0..3 {
+            let locked = world.next(0).expect("waits");
+            assert_eq!(locked.delivery_count, count);
+            world.c2d.abandon(&locked.token, 0).expect("locked");
+        }
+        assert!(world.next(0).is_none());
+        assert_eq!(world.feedback().as_deref(), Some("1:DeliveryCountExceeded"));
+    }
+
+    #[test]
+    fn an_expired_message_is_dead_lettered_though_nobody_asks() {
+        let world = world(50);
+        world.send("1", 1_000, 0).expect("room");
+        world.c2d.tick(999);
+        assert_eq!((world.c2d.depth(&world.device), world.feedback()), (1, None));
+        world.c2d.tick(1_000);
+        assert_eq!(world.c2d.depth(&world.device), 0);
+        assert_eq!(world.feedback().as_deref(), Some("1:Expired"));
+    }
+
+    #[test]
+    fn rejected_and_purged_messages_are_reported_as_such() {
+        let world = world(50);
+        world.c2d.attach(&world.device, world.link.clone());
+        world.send("1", NEVER, 0).expect("room");
+        world.send("2", NEVER, 0).expect("room");
+        let first = world.next(0).expect("waits");
+        world.c2d.reject(&first.token, 0).expect("locked");
+        assert_eq!(world.feedback().as_deref(), Some("1:Rejected"));
+        let second = world.next(0).expect("waits");
+        assert_eq!(world.c2d.purge(&world.device, 0), 1);
+        assert_eq!(world.feedback().as_deref(), Some("2:Purged"));
+        assert_eq!(world.c2d.complete(&second.token, 0), Err(LockLost));
+    }
+
+    #[test]
+    fn a_second_receiver_evicts_the_first_and_gets_what_is_free() {
+        let world = world(50);
+        assert_eq!(world.c2d.attach(&world.device, world.link.clone()), None);
+        world.send("1", NEVER, 0).expect("room");
+        world.send("2", NEVER, 0).expect("room");
+        let held = world.next(0).expect("waits");
+        let other = Listener::new(&Mailbox::new(), LinkKey(1));
+        assert_eq!(world.c2d.attach(&world.device, other.clone()), Some(world.link.clone()));
+        assert!(world.next(0).is_none());
+        let next = world.c2d.next(&world.device, &other, 0).expect("waits");
+        assert_eq!(&*next.item.message_id, "2");
+        // late news of the evicted one does not take the receiver away
+        world.c2d.detach(&world.device, &world.link);
+        assert_eq!(world.c2d.complete(&held.token, 0), Ok(()));
+        world.send("3", NEVER, 0).expect("room");
+        assert!(world.c2d.next(&world.device, &other, 0).is_some());
+    }
+
+    #[test]
+    fn nothing_is_left_behind_by_devices_that_came_and_went() {
+        let world = world(50);
+        for _ in 0..100 {
+            world.c2d.attach(&world.device, world.link.clone());
+            world.send("1", NEVER, 0).expect("room");
+            let locked = world.next(0).expect("waits");
+            world.c2d.complete(&locked.token, 0).expect("locked");
+            world.c2d.detach(&world.device, &world.link);
+        }
+        let state = world.c2d.lock();
+        assert_eq!((state.boxes.len(), state.locks.len(), state.deadlines.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn feedback_goes_only_where_it_is_wanted() {
+        use FeedbackStatus::{Expired, Success};
+        for (text, ack, success, failure) in [
+            ("none", Some(Ack::None), false, false),
+            ("positive", Some(Ack::Positive), true, false),
+            ("Negative", Some(Ack::Negative), false, true),
+            ("full", Some(Ack::Full), true, true),
+            ("all", None, false, false),
+        ] {
+            assert_eq!(Ack::parse(text), ack);
+            let ack = ack.unwrap_or_default();
+            assert_eq!((ack.wants(Success), ack.wants(Expired)), (success, failure), "{text}");
+        }
+    }
+}

@@ -103,3 +103,21 @@ impl Connections {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_reaches_every_open_connection_once() {
+        let connections = Connections::default();
+        let (a, b) = (Mailbox::new(), Mailbox::new());
+        let (first, second) = (connections.open(a.clone()), connections.open(b.clone()));
+        connections.close(second);
+        connections.order(&Order::Fault { action: Action::Steal, device: None });
+        assert_eq!(a.take(), [LinkKey::CONNECTION]);
+        assert!(b.take().is_empty());
+        assert_eq!(connections.take_orders(first).len(), 1);
+        assert!(connections.take_orders(first).is_empty());
+    }
+}

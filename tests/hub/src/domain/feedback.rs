@@ -221,3 +221,60 @@ fn record_json(record: &FeedbackRecord) -> serde_json::Value {
     }
     json
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::mailbox::{LinkKey, Mailbox};
+
+    fn record(at_ms: u64) -> FeedbackRecord {
+        FeedbackRecord {
+            original_message_id: "m".into(),
+            identity: Identity::device("a"),
+            generation_id: "1".into(),
+            status: FeedbackStatus::Success,
+            at_ms,
+        }
+    }
+
+    #[test]
+    fn a_batch_closes_with_64_records_or_after_15_seconds() {
+        let feedback = Feedback::new(FeedbackSettings::default());
+        for _ in 0..65 {
+            feedback.record(record(1_000));
+        }
+        assert_eq!(feedback.next(1_000).map(|batch| batch.item.records), Some(64));
+        feedback.tick(15_999);
+        assert!(feedback.next(15_999).is_none());
+        feedback.tick(16_000);
+        assert_eq!(feedback.next(16_000).map(|batch| batch.item.records), Some(1));
+    }
+
+    #[test]
+    fn a_batch_given_back_or_held_too_long_comes_again() {
+        let feedback = Feedback::new(FeedbackSettings { batch_records_max: 1, ..FeedbackSettings::default() });
+        let mailbox = Mailbox::new();
+        feedback.attach(Listener::new(&mailbox, LinkKey(9)));
+        feedback.record(record(0));
+        assert_eq!(mailbox.take(), [LinkKey(9)]);
+        let batch = feedback.next(0).expect("waits");
+        feedback.abandon(&batch.token, 1).expect("locked");
+        assert_eq!(mailbox.take(), [LinkKey(9)]);
+        let batch = feedback.next(1).expect("again");
+        feedback.tick(60_001);
+        assert_eq!(mailbox.take(), [LinkKey(9)]);
+        assert_eq!(feedback.complete(&batch.token, 60_001), Err(LockLost));
+        let batch = feedback.next(60_001).expect("again");
+        assert_eq!(feedback.complete(&batch.token, 60_002), Ok(()));
+        assert!(feedback.next(60_002).is_none());
+    }
+
+    #[test]
+    fn a_batch_that_nobody_takes_is_dropped_after_its_hour() {
+        let feedback = Feedback::new(FeedbackSettings { batch_records_max: 1, ..FeedbackSettings::default() });
+        feedback.record(record(0));
+        feedback.tick(3_600_000);
+        assert!(feedback.next(3_600_000).is_none());
+        assert_eq!(feedback.dropped(), 1);
+    }
+}

@@ -24,6 +24,7 @@ impl Identity {
     }
 
     /// The device this identity is or belongs to.
+    #[must_use]
     pub fn parent(&self) -> Self {
         Self { device: self.device.clone(), module: None }
     }

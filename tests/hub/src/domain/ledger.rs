@@ -13,6 +13,9 @@ use super::telemetry::Keep;
 /// Prefixes of numbered ids followed per identity; messages of further ones count as `unnumbered`.
 const PREFIXES_MAX: usize = 8;
 
+/// Entries whose outcome or write is outstanding, with counts only; older ones are forgotten and do not count as settled.
+const OUTSTANDING_MAX: usize = 262_144;
+
 /// What kind of link a transfer went over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -316,9 +319,14 @@ impl Ledger {
     }
 
     fn forget(&self, state: &mut State) {
-        let done = |entry: &Entry| entry.outcome.is_some() && entry.written;
+        let done = |entry: &Entry| match entry.outcome {
+            None => false,
+            Some(Outcome::Presettled) => true,
+            Some(_) => entry.written,
+        };
         let counts_only = self.keep == Keep::Counts;
-        while state.entries.len() > self.entries_max || (counts_only && state.entries.front().is_some_and(done)) {
+        let entries_max = if counts_only { self.entries_max.min(OUTSTANDING_MAX) } else { self.entries_max };
+        while state.entries.len() > entries_max || (counts_only && state.entries.front().is_some_and(done)) {
             state.entries.pop_front();
             state.forgotten += 1;
         }
@@ -350,7 +358,7 @@ impl State {
         if entry.outcome.is_some() {
             return;
         }
-        entry.outcome = Some(outcome.clone());
+        let outcome = entry.outcome.insert(outcome).clone();
         let Some(identity) = telemetry_identity(entry) else { return };
         let message_id = entry.message_id.clone();
         let counts = self.counts_of(&identity);
@@ -377,4 +385,104 @@ impl State {
 fn telemetry_identity(entry: &Entry) -> Option<Identity> {
     let device = entry.device_id.clone().filter(|_| entry.kind == Kind::Telemetry)?;
     Some(Identity { device, module: entry.module_id.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn transfer(device: &str, id: &str) -> Transfer {
+        Transfer {
+            identity: Some(Identity::device(device)),
+            kind: Kind::Telemetry,
+            message_id: Some(id.into()),
+            connection: 1,
+            link: "link".into(),
+            delivery_id: 0,
+            body_bytes: 1,
+        }
+    }
+
+    fn accept(ledger: &Ledger, device: &str, id: &str) {
+        let n = ledger.record(transfer(device, id), Some(Outcome::Accepted), 0);
+        ledger.written([n]);
+    }
+
+    #[test]
+    fn entries_stand_in_order_with_outcome_and_whether_it_was_written() {
+        let ledger = Ledger::new(Keep::Bodies, 100);
+        let first = ledger.record(transfer("a", "1"), None, 5);
+        let second = ledger.record(transfer("a", "2"), Some(Outcome::Accepted), 6);
+        ledger.settle(first, Outcome::Released);
+        ledger.settle(first, Outcome::Accepted);
+        ledger.written([second]);
+        let entries = ledger.entries(&Query::default());
+        let seen: Vec<_> = entries.iter().map(|entry| (entry.n, entry.outcome.clone(), entry.written)).collect();
+        assert_eq!(seen, [(1, Some(Outcome::Released), false), (2, Some(Outcome::Accepted), true)]);
+    }
+
+    #[test]
+    fn a_query_finds_by_device_id_kind_and_number() {
+        let ledger = Ledger::new(Keep::Bodies, 100);
+        for (device, id) in [("a", "1"), ("b", "1"), ("a", "2")] {
+            accept(&ledger, device, id);
+        }
+        ledger.record(Transfer { kind: Kind::C2d, ..transfer("a", "1") }, None, 0);
+        for (query, expected) in [
+            (Query { device: Some("a"), ..Query::default() }, vec![1, 3, 4]),
+            (Query { message_id: Some("1"), ..Query::default() }, vec![1, 2, 4]),
+            (Query { kind: Some(Kind::C2d), ..Query::default() }, vec![4]),
+            (Query { from: 2, limit: 2, ..Query::default() }, vec![2, 3]),
+        ] {
+            let numbers: Vec<u64> = ledger.entries(&query).iter().map(|entry| entry.n).collect();
+            assert_eq!(numbers, expected, "{query:?}");
+        }
+    }
+
+    #[test]
+    fn lost_duplicated_and_late_telemetry_is_told_in_every_mode() {
+        for keep in [Keep::Bodies, Keep::Counts] {
+            let ledger = Ledger::new(keep, 100);
+            for id in ["x-1", "x-2", "x-2", "x-5", "x-4", "odd"] {
+                accept(&ledger, "a", id);
+            }
+            ledger.record(transfer("a", "x-6"), Some(Outcome::Rejected("amqp:x".into())), 0);
+            let counts = ledger.counts(&Identity::device("a"));
+            assert_eq!((counts.received, counts.accepted, counts.accepted_written, counts.rejected), (7, 6, 6, 1));
+            assert_eq!((counts.duplicates(), counts.missing(), counts.out_of_order()), (1, 1, 1));
+            assert_eq!(counts.unnumbered, 1);
+            assert_eq!(ledger.summary().duplicates, 1);
+        }
+    }
+
+    #[test]
+    fn an_accepted_message_whose_disposition_was_not_written_is_told_apart() {
+        let ledger = Ledger::new(Keep::Counts, 100);
+        accept(&ledger, "a", "1");
+        ledger.record(transfer("a", "2"), Some(Outcome::Accepted), 0);
+        let counts = ledger.counts(&Identity::device("a"));
+        assert_eq!((counts.accepted, counts.accepted_written), (2, 1));
+    }
+
+    #[test]
+    fn with_counts_only_finished_entries_take_no_memory() {
+        let ledger = Ledger::new(Keep::Counts, 1_000_000);
+        for n in 0..10_000 {
+            accept(&ledger, "a", &format!("x-{n}"));
+        }
+        assert_eq!(ledger.lock().entries.len(), 0);
+        assert_eq!(ledger.counts(&Identity::device("a")).sequences[0].ranges, [(0, 9_999)]);
+    }
+
+    #[test]
+    fn the_bound_forgets_the_oldest_entries_and_counts_them() {
+        let ledger = Ledger::new(Keep::Bodies, 3);
+        for n in 0..5 {
+            accept(&ledger, "a", &n.to_string());
+        }
+        let numbers: Vec<u64> = ledger.entries(&Query::default()).iter().map(|entry| entry.n).collect();
+        assert_eq!((numbers, ledger.summary().forgotten), (vec![3, 4, 5], 2));
+        ledger.settle(1, Outcome::Released);
+        ledger.written([1, 2]);
+    }
 }

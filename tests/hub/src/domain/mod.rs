@@ -10,6 +10,7 @@ mod error;
 mod faults;
 mod feedback;
 mod glob;
+mod hex;
 mod identity;
 mod ledger;
 mod lock_queue;
@@ -22,11 +23,13 @@ mod sequence;
 mod telemetry;
 mod twin;
 mod twin_document;
+mod x509;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
 pub use c2d::{Ack, C2d, C2dMessage, C2dSettings, LockLost, QueueFull};
@@ -47,6 +50,7 @@ pub use sequence::Sequence;
 pub use telemetry::{Appended, Cursor, Event, Keep, StoredEvent, TelemetryLog, TelemetrySettings, id_text};
 pub use twin::{Notification, Twin, TwinChange, Twins};
 pub use twin_document::{Document, Object};
+pub use x509::{ClientCertificate, DeviceAuthorities, parse_thumbprint};
 
 /// The bounds and habits of a hub.
 #[derive(Clone, Debug)]
@@ -55,6 +59,8 @@ pub struct Settings {
     pub sas_skew: Duration,
     /// Keys of policies by name, base64; random where none is given.
     pub policy_keys: BTreeMap<String, String>,
+    /// Authorities of device certificates.
+    pub device_authorities: Vec<CertificateDer<'static>>,
     /// Cloud-to-device queues.
     pub c2d: C2dSettings,
     /// Feedback batches.
@@ -68,8 +74,9 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            sas_skew: Duration::from_secs(300),
+            sas_skew: Duration::from_mins(5),
             policy_keys: BTreeMap::new(),
+            device_authorities: Vec::new(),
             c2d: C2dSettings::default(),
             feedback: FeedbackSettings::default(),
             telemetry: TelemetrySettings::default(),
@@ -91,6 +98,8 @@ pub struct Domain {
     pub registry: Registry,
     /// Shared access policies.
     pub policies: Policies,
+    /// Whose certificates identify devices.
+    pub authorities: DeviceAuthorities,
     /// Twins.
     pub twins: Twins,
     /// Cloud-to-device messages.
@@ -116,7 +125,7 @@ impl Domain {
     /// An empty hub.
     ///
     /// # Errors
-    /// The name of a policy whose key is not usable.
+    /// Which key of a policy or which device authority is not usable.
     pub fn new(host_name: &str, settings: Settings) -> Result<Arc<Self>, String> {
         let feedback = Arc::new(Feedback::new(settings.feedback.clone()));
         Ok(Arc::new(Self {
@@ -124,6 +133,7 @@ impl Domain {
             clock: Clock::default(),
             registry: Registry::default(),
             policies: Policies::new(&settings.policy_keys)?,
+            authorities: DeviceAuthorities::new(&settings.device_authorities)?,
             twins: Twins::default(),
             c2d: C2d::new(settings.c2d.clone(), feedback.clone()),
             methods: Methods::default(),

@@ -10,8 +10,8 @@ use base64::engine::general_purpose::STANDARD;
 /// A key for HMAC-SHA256, 16 to 64 bytes. Its text is shown only where the registry or a connection string needs it.
 #[derive(Clone)]
 pub struct SharedKey {
-    base64: String,
-    hmac: hmac::Key,
+    /// Not an `hmac::Key`: that is over a kilobyte, and there are two keys per device.
+    bytes: Box<[u8]>,
 }
 
 impl SharedKey {
@@ -19,30 +19,38 @@ impl SharedKey {
     pub fn generate() -> Self {
         let mut bytes = [0; 32];
         rand::fill(&mut bytes).expect("the system has randomness");
-        Self { base64: STANDARD.encode(bytes), hmac: hmac::Key::new(hmac::HMAC_SHA256, &bytes) }
+        Self { bytes: bytes.into() }
     }
 
     /// A key from base64; `None` if it is not base64 of 16 to 64 bytes.
     pub fn parse(base64: &str) -> Option<Self> {
         let bytes = STANDARD.decode(base64).ok()?;
-        (16..=64)
-            .contains(&bytes.len())
-            .then(|| Self { base64: base64.to_owned(), hmac: hmac::Key::new(hmac::HMAC_SHA256, &bytes) })
+        (16..=64).contains(&bytes.len()).then(|| Self { bytes: bytes.into() })
     }
 
     /// The key as base64: a secret.
-    pub fn secret_base64(&self) -> &str {
-        &self.base64
+    pub fn secret_base64(&self) -> String {
+        STANDARD.encode(&self.bytes)
+    }
+
+    /// The key that an enrollment group's key gives a registration id (contract §5).
+    #[must_use]
+    pub fn derived(&self, registration_id: &str) -> Self {
+        Self { bytes: hmac::sign(&self.hmac(), registration_id.as_bytes()).as_ref().into() }
     }
 
     /// HMAC-SHA256 of the text, as base64.
     pub fn sign(&self, text: &str) -> String {
-        STANDARD.encode(hmac::sign(&self.hmac, text.as_bytes()))
+        STANDARD.encode(hmac::sign(&self.hmac(), text.as_bytes()))
     }
 
     /// Whether the signature is this key's for the text; takes the same time wherever they differ.
     pub fn verifies(&self, text: &str, signature: &[u8]) -> bool {
-        hmac::verify(&self.hmac, text.as_bytes(), signature).is_ok()
+        hmac::verify(&self.hmac(), text.as_bytes(), signature).is_ok()
+    }
+
+    fn hmac(&self) -> hmac::Key {
+        hmac::Key::new(hmac::HMAC_SHA256, &self.bytes)
     }
 }
 
@@ -143,7 +151,17 @@ mod tests {
     #[test]
     fn a_key_never_shows_itself() {
         let key = SharedKey::generate();
-        assert!(!format!("{key:?}").contains(key.secret_base64()));
+        assert!(!format!("{key:?}").contains(&key.secret_base64()));
+    }
+
+    #[test]
+    fn a_group_key_derives_the_documented_device_key() {
+        // contract §5.1
+        let group = SharedKey::parse(
+            "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4vMDEyMzQ1Njc4OTo7PD0+Pw==",
+        );
+        let derived = group.expect("64 bytes").derived("dev1").secret_base64();
+        assert_eq!(derived, "4au4SX34BGNfKzwqK3pnHfGtzfkkGgMg/yuXrHYqJxg=");
     }
 
     #[test]

@@ -220,6 +220,12 @@ impl Registry {
         self.lock().records.contains_key(identity)
     }
 
+    /// # Errors
+    /// `DeviceNotFound` / `ModuleNotFound`
+    pub fn expect_registered(&self, identity: &Identity) -> Result<(), HubError> {
+        if self.contains(identity) { Ok(()) } else { Err(not_found(identity)) }
+    }
+
     /// The identity's status, if it is registered.
     pub fn status(&self, identity: &Identity) -> Option<Status> {
         self.lock().records.get(identity).map(|record| record.registration.status)
@@ -357,7 +363,7 @@ pub(super) fn not_found(identity: &Identity) -> HubError {
     unknown(identity).into()
 }
 
-fn unknown(identity: &Identity) -> AuthError {
+pub(super) fn unknown(identity: &Identity) -> AuthError {
     if identity.module.is_some() { AuthError::UnknownModule } else { AuthError::UnknownDevice }
 }
 

@@ -314,3 +314,170 @@ impl<'a> Token<'a> {
 fn decoded(text: &str) -> Result<String, AuthError> {
     percent_decode_str(text).decode_utf8().map(Into::into).map_err(|_| AuthError::Malformed)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::domain::{Authentication, IfMatch, Registration, Settings};
+
+    const K1: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    const EXPIRES: u64 = 1_700_000_000;
+
+    /// A hub whose every key is K1, with the devices of the vectors.
+    fn domain() -> Arc<Domain> {
+        let policy_keys = ["iothubowner", "device", "service"].map(|name| (name.to_owned(), K1.to_owned()));
+        let settings = Settings { policy_keys: BTreeMap::from(policy_keys), ..Settings::default() };
+        let domain = Domain::new("hub.example.com", settings).expect("keys");
+        let identities = [
+            Identity::device("dev1"),
+            Identity::module("dev1", "mod1"),
+            Identity::device("dev+1=a:b"),
+            Identity::device("a"),
+            Identity::device("ab"),
+        ];
+        for identity in identities {
+            domain.create_identity(registration(identity)).expect("new");
+        }
+        domain
+    }
+
+    fn registration(identity: Identity) -> Registration {
+        let key = || SharedKey::parse(K1).expect("a key");
+        let authentication = Authentication::SymmetricKey { primary: SharedKey::generate(), secondary: key() };
+        Registration { authentication, ..Registration::new(identity) }
+    }
+
+    fn token(sr: &str, sig: &str, skn: Option<&str>) -> String {
+        let sig = sig.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
+        let skn = skn.map(|name| format!("&skn={name}")).unwrap_or_default();
+        format!("SharedAccessSignature sr={sr}&sig={sig}&se={EXPIRES}{skn}")
+    }
+
+    #[test]
+    fn the_test_vectors_of_the_contract_verify() {
+        let domain = domain();
+        let device = |id: &str| Scope::Device { identity: Identity::device(id), proof: Proof::Sas };
+        let module = Scope::Device { identity: Identity::module("dev1", "mod1"), proof: Proof::Sas };
+        let policy = |name: &str, permissions, resource| Scope::Hub { policy: name.to_owned(), permissions, resource };
+        for (sr, skn, sig, scope) in [
+            ("hub.example.com%2Fdevices%2Fdev1", None, "WyqpHuaHgFgaumY+c/4ZN4ajx71528aEWzeYMlu2Yg4=", device("dev1")),
+            ("hub.example.com%2fdevices%2fdev1", None, "TzHri3uGrFXLS2sC6Fu14+Bkx/XrmGAxL5qogVVGH1M=", device("dev1")),
+            (
+                "hub.example.com%2Fdevices%2Fdev1%2Fmodules%2Fmod1",
+                None,
+                "7OaH7vsGg9YFURmo6/nkfxZF36IAY8xh+cdif6cA+tY=",
+                module,
+            ),
+            (
+                "hub.example.com",
+                Some("iothubowner"),
+                "XoAK85qI+v+GyUPM9doa1wxkmY2uHmbGECPPDU+GKLA=",
+                policy("iothubowner", Permissions::ALL, Resource::Hub),
+            ),
+            (
+                "hub.example.com%2Fdevices",
+                Some("device"),
+                "YmHEus510dbwXXnKEGFCq932zAV9Y4jQWUZqe5OsyxY=",
+                policy("device", Permissions::DEVICE_CONNECT, Resource::Devices),
+            ),
+            (
+                "hub.example.com%2Fdevices%2Fdev%2B1%3Da%3Ab",
+                None,
+                "scTOhfpvn2WHq2pfT3Rc++i5pMKv4vmA8y0n1gmFxCM=",
+                device("dev+1=a:b"),
+            ),
+            (
+                "hub.example.com%2Fdevices%2Fdev%252B1%253Da%253Ab",
+                None,
+                "NKara6QVnjttNIND9s/VBnglkJB+2Dlo3JzuNN7o+Bc=",
+                device("dev+1=a:b"),
+            ),
+        ] {
+            let claims = verify(&domain, &token(sr, sig, skn), EXPIRES);
+            assert_eq!(claims, Ok(Claims { scope, expires: EXPIRES }), "{sr}");
+        }
+    }
+
+    #[test]
+    fn the_case_of_hex_digits_is_part_of_what_was_signed() {
+        let swapped = token("hub.example.com%2Fdevices%2Fdev1", "TzHri3uGrFXLS2sC6Fu14+Bkx/XrmGAxL5qogVVGH1M=", None);
+        assert_eq!(verify(&domain(), &swapped, EXPIRES), Err(AuthError::Signature));
+    }
+
+    #[test]
+    fn a_token_is_refused_for_the_first_thing_that_is_wrong() {
+        let domain = domain();
+        let key = SharedKey::parse(K1).expect("a key");
+        let signed = |resource: &str, policy| sign(resource, &key, policy, EXPIRES);
+        let other = SharedKey::generate();
+        let good = signed("hub.example.com/devices/dev1", None);
+        let disabled = Registration { status: Status::Disabled, ..registration(Identity::device("ab")) };
+        domain.update_identity(disabled, &IfMatch::Any).expect("there");
+        for (token, now, expected) in [
+            (good.clone(), EXPIRES, Ok(())),
+            (good.clone(), EXPIRES + 299, Ok(())),
+            (good.clone(), EXPIRES + 300, Err(AuthError::Expired)),
+            (String::new(), EXPIRES, Err(AuthError::Malformed)),
+            (good.replace("SharedAccessSignature ", ""), EXPIRES, Err(AuthError::Malformed)),
+            (good.replace("&se=", "&es="), EXPIRES, Err(AuthError::Malformed)),
+            (good.replace("&se=1", "&se=+1"), EXPIRES, Err(AuthError::Malformed)),
+            (format!("{good}&se=9"), EXPIRES, Err(AuthError::Malformed)),
+            (good.replace("&se=1700000000", "&se=1700000001"), EXPIRES, Err(AuthError::Signature)),
+            (signed("other.example.com/devices/dev1", None), EXPIRES, Err(AuthError::ForeignResource)),
+            (signed("HUB.example.com/devices/dev1", None), EXPIRES, Ok(())),
+            (signed("hub.example.com/Devices/DEV1", None), EXPIRES, Err(AuthError::UnknownDevice)),
+            (signed("hub.example.com/devices/dev1/modules/x", None), EXPIRES, Err(AuthError::UnknownModule)),
+            (signed("hub.example.com", None), EXPIRES, Err(AuthError::UnknownPolicy)),
+            (signed("hub.example.com", Some("nobody")), EXPIRES, Err(AuthError::UnknownPolicy)),
+            (signed("hub.example.com/devices/ab", None), EXPIRES, Err(AuthError::Disabled)),
+            (sign("hub.example.com/devices/dev1", &other, None, EXPIRES), EXPIRES, Err(AuthError::Signature)),
+        ] {
+            assert_eq!(verify(&domain, &token, now).map(|_| ()), expected, "{expected:?} at {now}");
+        }
+    }
+
+    #[test]
+    fn a_token_for_device_a_does_not_cover_device_ab() {
+        let domain = domain();
+        let key = SharedKey::parse(K1).expect("a key");
+        let claims = |resource: &str, policy| {
+            verify(&domain, &sign(resource, &key, policy, EXPIRES), EXPIRES).expect("good token")
+        };
+        let (a, ab, module) = (Identity::device("a"), Identity::device("ab"), Identity::module("a", "m"));
+        for (claims, covered) in [
+            (claims("hub.example.com/devices/a", None), [true, false, true]),
+            (claims("hub.example.com/devices/a", Some("device")), [true, false, true]),
+            (claims("hub.example.com/devices", Some("device")), [true, true, true]),
+            (claims("hub.example.com", Some("device")), [true, true, true]),
+            (claims("hub.example.com", Some("service")), [false, false, false]),
+        ] {
+            assert_eq!([&a, &ab, &module].map(|identity| claims.covers(identity)), covered, "{claims:?}");
+        }
+        assert!(claims("hub.example.com", Some("service")).permits(Permissions::SERVICE_CONNECT));
+        assert!(!claims("hub.example.com/devices", Some("iothubowner")).permits(Permissions::SERVICE_CONNECT));
+        assert!(!claims("hub.example.com/devices/a", None).permits(Permissions::SERVICE_CONNECT));
+    }
+
+    #[test]
+    fn a_plain_user_must_be_the_one_its_token_is_for() {
+        let domain = domain();
+        let key = SharedKey::parse(K1).expect("a key");
+        let device = sign("hub.example.com/devices/dev1", &key, None, EXPIRES);
+        let service = sign("hub.example.com", &key, Some("service"), EXPIRES);
+        for (user, password, expected) in [
+            ("dev1@sas.hub", &device, Ok(())),
+            ("dev1/modules/mod1@sas.hub", &device, Ok(())),
+            ("dev2@sas.hub", &device, Err(AuthError::NotCovered)),
+            ("dev1@sas.other", &device, Err(AuthError::ForeignResource)),
+            ("dev1", &device, Err(AuthError::Malformed)),
+            ("service@sas.root.hub", &service, Ok(())),
+            ("iothubowner@sas.root.hub", &service, Err(AuthError::NotCovered)),
+            ("dev1@sas.hub", &service, Err(AuthError::NotCovered)),
+        ] {
+            assert_eq!(verify_plain(&domain, user, password, EXPIRES).map(|_| ()), expected, "{user}");
+        }
+    }
+}

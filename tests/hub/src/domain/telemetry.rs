@@ -10,6 +10,7 @@ use fe2o3_amqp_types::messaging::annotations::Annotations;
 use fe2o3_amqp_types::messaging::{ApplicationProperties, MessageId, Properties};
 use tokio::sync::Notify;
 
+use super::hex;
 use super::identity::Identity;
 use super::mailbox::Listener;
 
@@ -251,7 +252,7 @@ pub fn id_text(id: &MessageId) -> String {
     match id {
         MessageId::Ulong(number) => number.to_string(),
         MessageId::Uuid(id) => uuid::Uuid::from_bytes(*id.as_inner()).to_string(),
-        MessageId::Binary(bytes) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+        MessageId::Binary(bytes) => hex::lower(bytes),
         MessageId::String(text) => text.clone(),
     }
 }
@@ -290,8 +291,8 @@ pub(crate) fn event(device: &str, body: &str) -> Event {
 mod tests {
     use super::*;
 
-    fn log(settings: TelemetrySettings) -> TelemetryLog {
-        let log = TelemetryLog::new(TelemetrySettings { partitions: 1, ..settings });
+    fn log(settings: &TelemetrySettings) -> TelemetryLog {
+        let log = TelemetryLog::new(TelemetrySettings { partitions: 1, ..settings.clone() });
         for n in 0..5 {
             log.append(event("a", &format!("{n}")), 100 + n);
         }
@@ -305,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_reader_begins_where_its_cursor_says() {
-        let log = log(TelemetrySettings::default());
+        let log = log(&TelemetrySettings::default());
         for (cursor, first) in [
             (Cursor::Earliest, Some("0")),
             (Cursor::Latest, None),
@@ -322,14 +323,14 @@ mod tests {
 
     #[test]
     fn the_bounds_push_out_the_oldest_and_count_them() {
-        let log = log(TelemetrySettings { events_max: 10, bytes_max: 3, ..TelemetrySettings::default() });
+        let log = log(&TelemetrySettings { events_max: 10, bytes_max: 3, ..TelemetrySettings::default() });
         assert_eq!(bodies(&log, Cursor::SequenceNumber(0)), ["2", "3", "4"]);
         assert_eq!((log.evicted(), log.total()), (2, 5));
     }
 
     #[test]
     fn with_counts_only_no_body_is_kept() {
-        let log = log(TelemetrySettings { keep: Keep::Counts, ..TelemetrySettings::default() });
+        let log = log(&TelemetrySettings { keep: Keep::Counts, ..TelemetrySettings::default() });
         let events = log.read(0, 0, 10);
         assert_eq!(events.len(), 5);
         assert!(events.iter().all(|stored| stored.event.body.is_empty() && stored.body_bytes == 1));

@@ -261,3 +261,117 @@ fn parse_object(body: &[u8]) -> Result<Object, HubError> {
         Err(_) => Err(HubError::new(ErrorCode::ArgumentInvalid, "the body is not JSON")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::domain::mailbox::{LinkKey, Mailbox};
+
+    fn twins() -> (Twins, Identity) {
+        let (twins, device) = (Twins::default(), Identity::device("a"));
+        twins.create(&device, 1_000);
+        (twins, device)
+    }
+
+    fn desired(json: Value) -> TwinChange {
+        TwinChange { desired: json.as_object().cloned(), tags: None }
+    }
+
+    fn subscribed(twins: &Twins, device: &Identity) -> (Arc<Mailbox>, Listener) {
+        let mailbox = Mailbox::new();
+        let link = Listener::new(&mailbox, LinkKey(1));
+        assert_eq!(twins.subscribe(device, link.clone()), Ok(None));
+        (mailbox, link)
+    }
+
+    #[test]
+    fn a_change_with_a_stale_etag_is_refused_and_changes_nothing() {
+        let (twins, device) = twins();
+        let stale = IfMatch::Tag(twins.get(&device).expect("there").etag());
+        twins.patch(&device, &desired(json!({"a": 1})), &stale, 2_000).expect("fresh then");
+        let refused = twins.patch(&device, &desired(json!({"a": 2})), &stale, 3_000).expect_err("stale now");
+        assert_eq!(refused.code, ErrorCode::PreconditionFailed);
+        let twin = twins.get(&device).expect("there");
+        assert_eq!((twin.version, twin.desired.version, &twin.desired.properties["a"]), (2, 2, &json!(1)));
+        twins.replace(&device, &desired(json!({})), &IfMatch::Any, 4_000).expect("any");
+    }
+
+    #[test]
+    fn a_change_that_fails_in_one_part_changes_no_part() {
+        let (twins, device) = twins();
+        let tags = json!({"t": 1}).as_object().cloned();
+        let bad = TwinChange { tags, desired: json!({"a.b": 1}).as_object().cloned() };
+        assert!(twins.patch(&device, &bad, &IfMatch::Absent, 2_000).is_err());
+        assert!(twins.get(&device).expect("there").tags.properties.is_empty());
+    }
+
+    #[test]
+    fn the_device_sees_desired_and_reported_but_no_tags() {
+        let (twins, device) = twins();
+        let change = TwinChange { tags: json!({"t": 1}).as_object().cloned(), ..desired(json!({"d": 2})) };
+        twins.patch(&device, &change, &IfMatch::Absent, 2_000).expect("legal");
+        assert_eq!(twins.patch_reported(&device, br#"{"r":3}"#, None, 3_000), Ok(2));
+        let json: Value = serde_json::from_str(&twins.device_json(&device).expect("there")).expect("JSON");
+        assert_eq!(json, json!({"desired": {"d": 2, "$version": 2}, "reported": {"r": 3, "$version": 2}}));
+    }
+
+    #[test]
+    fn a_reported_patch_is_checked_for_form_and_version() {
+        let (twins, device) = twins();
+        for (body, version, expected) in [
+            (&b"[1]"[..], None, Err(ErrorCode::ArgumentInvalid)),
+            (b"", None, Err(ErrorCode::ArgumentInvalid)),
+            (br#"{"a":1}"#, Some(7), Err(ErrorCode::PreconditionFailed)),
+            (br#"{"a":1}"#, Some(1), Ok(2)),
+            (br#"{"a":null}"#, None, Ok(3)),
+        ] {
+            let result = twins.patch_reported(&device, body, version, 2_000).map_err(|error| error.code);
+            assert_eq!(result, expected, "{body:?}");
+        }
+        let unknown = twins.patch_reported(&Identity::device("b"), b"{}", None, 2_000).map_err(|error| error.code);
+        assert_eq!(unknown, Err(ErrorCode::DeviceNotFound));
+    }
+
+    #[test]
+    fn a_subscribed_device_hears_of_each_change_with_its_version() {
+        let (twins, device) = twins();
+        let (mailbox, link) = subscribed(&twins, &device);
+        twins.patch(&device, &desired(json!({"a": 1, "b": 2})), &IfMatch::Absent, 2_000).expect("legal");
+        twins.replace(&device, &desired(json!({"b": 3})), &IfMatch::Absent, 3_000).expect("legal");
+        assert_eq!(mailbox.take(), [LinkKey(1)]);
+        let bodies: Vec<Value> = twins
+            .take_notifications(&device, &link)
+            .iter()
+            .map(|notification| serde_json::from_str(&notification.body).expect("JSON"))
+            .collect();
+        assert_eq!(bodies, [json!({"a": 1, "b": 2, "$version": 2}), json!({"a": null, "b": 3, "$version": 3})]);
+        assert!(twins.take_notifications(&device, &link).is_empty());
+    }
+
+    #[test]
+    fn changes_of_tags_and_changes_while_away_are_not_notified() {
+        let (twins, device) = twins();
+        twins.patch(&device, &desired(json!({"a": 1})), &IfMatch::Absent, 2_000).expect("legal");
+        let (mailbox, link) = subscribed(&twins, &device);
+        let tags = TwinChange { tags: json!({"t": 1}).as_object().cloned(), desired: None };
+        twins.patch(&device, &tags, &IfMatch::Absent, 2_000).expect("legal");
+        assert!(mailbox.take().is_empty());
+        twins.unsubscribe(&device, &link);
+        twins.patch(&device, &desired(json!({"a": 2})), &IfMatch::Absent, 2_000).expect("legal");
+        assert!(mailbox.take().is_empty());
+    }
+
+    #[test]
+    fn a_link_that_takes_nothing_loses_the_oldest_notifications() {
+        let (twins, device) = twins();
+        let (_mailbox, link) = subscribed(&twins, &device);
+        for n in 0..70 {
+            twins.patch(&device, &desired(json!({"n": n})), &IfMatch::Absent, 2_000).expect("legal");
+        }
+        let waiting = twins.take_notifications(&device, &link);
+        assert_eq!((waiting.len(), twins.dropped()), (64, 6));
+        assert_eq!(waiting.last().map(|notification| notification.version), Some(71));
+    }
+}
