@@ -177,7 +177,7 @@ impl Session {
         now: Now,
         out: &mut Effects<'_>,
     ) {
-        let State::Active(live) = &mut self.state else { return };
+        let (State::Active(live) | State::Draining { live, .. }) = &mut self.state else { return };
         let handled = live.commands_opened(opened, now, out);
         self.end_on_error(handled, cx, out);
     }

@@ -1,6 +1,6 @@
 //! What is wrong with a configuration, said so that it can be put right.
 
-use std::{fmt::Display, net::IpAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use super::quantity::{Quantity, show_bytes, show_duration};
 
@@ -37,10 +37,28 @@ impl ConfigError {
             | Yaml::SerdeInvalidValue { unexpected, expected, .. } => {
                 (format!("{unexpected} does not fit here"), format!("write {expected}"))
             }
-            other => (other.to_string(), "the file is YAML as gateway.example.yaml shows it".to_owned()),
+            Yaml::InvalidScalar { ty: "i64", .. } => {
+                ("not a whole number".to_owned(), "write one without unit and fraction".to_owned())
+            }
+            Yaml::DuplicateMappingKey { key, .. } => {
+                (format!("\"{}\" stands twice", key.as_deref().unwrap_or("a name")), "keep one of them".to_owned())
+            }
+            Yaml::MultipleDocuments { .. } => {
+                ("a second document begins".to_owned(), "write one document, without a line of ---".to_owned())
+            }
+            Yaml::Eof { .. } => ("the file ends too early".to_owned(), SHAPE.to_owned()),
+            other => (without_place(&other.to_string()).to_owned(), SHAPE.to_owned()),
         };
         Self { path, problem, remedy }
     }
+}
+
+const SHAPE: &str = "write YAML as in gateway.example.yaml";
+
+/// A message without the ` at line …` that stands in the path already; one line.
+fn without_place(message: &str) -> &str {
+    let line = message.lines().next().unwrap_or_default();
+    line.rsplit_once(" at line ").map_or(line, |(message, _)| message)
 }
 
 /// The names that could have been meant, the nearest first.
@@ -104,8 +122,8 @@ impl Errors {
 
     /// A size from `min` to `max` bytes.
     pub(super) fn bytes(&mut self, path: &str, given: Option<&Quantity>, default: u64, min: u64, max: u64) -> u64 {
-        let parsed = given.map(Quantity::bytes);
-        self.quantity(path, given, parsed, default, (min, max), show_bytes)
+        let Some(given) = given else { return default };
+        self.in_range(path, given, given.bytes(), (min, max), show_bytes).unwrap_or(default)
     }
 
     /// A time from `min` to `max`.
@@ -117,27 +135,25 @@ impl Errors {
         min: Duration,
         max: Duration,
     ) -> Duration {
-        let parsed = given.map(Quantity::duration);
-        self.quantity(path, given, parsed, default, (min, max), show_duration)
+        let Some(given) = given else { return default };
+        self.in_range(path, given, given.duration(), (min, max), show_duration).unwrap_or(default)
     }
 
-    fn quantity<T: PartialOrd + Copy>(
+    fn in_range<T: PartialOrd + Copy>(
         &mut self,
         path: &str,
-        given: Option<&Quantity>,
-        parsed: Option<Option<T>>,
-        default: T,
+        given: &Quantity,
+        value: Option<T>,
         (min, max): (T, T),
         show: impl Fn(T) -> String,
-    ) -> T {
-        let (Some(given), Some(parsed)) = (given, parsed) else { return default };
-        let right = || format!("give {} to {}", show(min), show(max));
-        match parsed {
-            Some(value) if min <= value && value <= max => return value,
-            Some(_) => self.add(path, format!("{given} is out of range"), right()),
-            None => self.add(path, format!("\"{given}\" cannot be read"), right()),
-        }
-        default
+    ) -> Option<T> {
+        let problem = match value {
+            Some(value) if min <= value && value <= max => return Some(value),
+            Some(_) => format!("{given} is out of range"),
+            None => format!("\"{given}\" cannot be read"),
+        };
+        self.add(path, problem, format!("give {} to {}", show(min), show(max)));
+        None
     }
 
     /// An IP address.
@@ -172,13 +188,9 @@ impl Errors {
         if given.len() > 253 || !given.split('.').all(is_label) {
             self.add(
                 path,
-                problem_with(given, "a host name"),
+                format!("\"{given}\" is not a host name"),
                 "write it as in contoso.azure-devices.net, without scheme or port",
             );
         }
     }
-}
-
-fn problem_with(given: impl Display, noun: &str) -> String {
-    format!("\"{given}\" is not {noun}")
 }

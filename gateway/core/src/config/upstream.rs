@@ -186,7 +186,8 @@ fn parse_url(given: &str) -> Option<Url> {
     }
     let port = match port {
         "" => default_port,
-        port => port.parse().ok().filter(|port| *port != 0)?,
+        port if port.bytes().all(|byte| byte.is_ascii_digit()) => port.parse().ok().filter(|port| *port != 0)?,
+        _ => return None,
     };
     host_errors.is_empty().then(|| Url { host: host.to_owned(), port, tls })
 }
@@ -236,10 +237,7 @@ fn limits(given: &UpstreamLimits, devices_per_connection_max: u32, errors: &mut 
 
 /// All devices that may connect must find room on the AMQP connections.
 pub(super) fn check_room(settings: &Settings, errors: &mut Errors) {
-    let limits = match &settings.upstream {
-        settings::Upstream::IotHub(hub) => &hub.limits,
-        settings::Upstream::Amqp(broker) => &broker.limits,
-    };
+    let limits = settings.upstream_limits();
     let room = u64::from(limits.connections_max) * u64::from(limits.devices_per_connection_max);
     let wanted = u64::from(settings.limits.connections_max);
     if room < wanted {

@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn the_bound_runs_from_the_first_loss_and_ends_with_the_return() {
-        let mut outage = Outage::new(Duration::from_secs(60));
+        let mut outage = Outage::new(Duration::from_mins(1));
         assert!(!outage.is_over_bound(Millis(u64::MAX)));
         outage.handle_lost(Millis(1_000));
         outage.handle_lost(Millis(50_000));

@@ -203,13 +203,13 @@ mod tests {
             links_per_session_max: 64,
             tokens_inflight_max: 30,
             request_timeout: Duration::from_secs(10),
-            settle_timeout: Duration::from_secs(60),
-            outage_max: Duration::from_secs(300),
+            settle_timeout: Duration::from_mins(1),
+            outage_max: Duration::from_mins(5),
             backoff: (Duration::from_millis(100), Duration::from_secs(30)),
-            idle_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_mins(1),
             frame_bytes_max: 65_536,
             output_bytes_max: 1 << 20,
-            token_ttl: Duration::from_secs(3600),
+            token_ttl: Duration::from_hours(1),
         }
     }
 
