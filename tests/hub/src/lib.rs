@@ -2,4 +2,5 @@
 //!
 //! It shares no code with the gateway: it is the independent judge of it.
 
+pub mod amqp;
 pub mod domain;

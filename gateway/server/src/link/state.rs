@@ -74,6 +74,10 @@ pub(super) struct State {
     pub(super) moves: Vec<u32>,
     pub(super) outage: Outage,
     pub(super) channel_max: u16,
+    /// When the hub was last heard.
+    pub(super) heard: Millis,
+    /// The hub answers nothing any more, although the socket is there.
+    dead: bool,
     /// The state shown in `gateway_upstream_connections`.
     shown: Option<UpstreamState>,
     /// This connection's part of `gateway_upstream_credit`.
@@ -105,6 +109,8 @@ impl State {
             moves: Vec::new(),
             outage,
             channel_max: 0,
+            heard: Millis(0),
+            dead: false,
             shown: None,
             credit_shown: 0,
             next_tick: Millis(0),
@@ -225,7 +231,8 @@ impl State {
     /// A socket is connected: the endpoint begins to speak.
     pub(super) fn open(&mut self) {
         let config = self.endpoint_config();
-        self.endpoint = Some(Endpoint::new(config, self.pool.clock.monotonic().0));
+        self.heard = self.pool.clock.monotonic();
+        self.endpoint = Some(Endpoint::new(config, self.heard.0));
         self.phase = Phase::Opening;
     }
 
@@ -262,8 +269,17 @@ impl State {
             }
             self.handle_event(event);
         }
+        if self.dead {
+            return Some(Cause::Timeout);
+        }
         self.attach_wanted();
         None
+    }
+
+    /// The answer to what was asked at `asked` did not come in time. If nothing else came either, the connection is what
+    /// is broken: its own idle time-out would find out much later.
+    pub(super) fn handle_no_answer(&mut self, asked: Millis) {
+        self.dead |= self.heard < asked;
     }
 
     fn handle_event(&mut self, event: Event) {
@@ -347,6 +363,7 @@ impl State {
     /// The connection is gone, or an attempt to open it failed: messages wait, links and tokens start again.
     pub(super) fn handle_lost(&mut self) {
         self.endpoint = None;
+        self.dead = false;
         self.phase = Phase::Down;
         self.sessions.clear();
         self.wanted.clear();

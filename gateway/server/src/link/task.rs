@@ -231,6 +231,7 @@ impl Driver {
             let bytes = buffer.filled();
             let now = link.pool.clock.monotonic().0;
             let mut state = link.state.borrow_mut();
+            state.heard = Millis(now);
             let endpoint = state.endpoint.as_mut().expect("an endpoint lives as long as its driver");
             match &mut self.transport {
                 _ if bytes.is_empty() => endpoint.handle_eof(now),

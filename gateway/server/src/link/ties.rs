@@ -7,6 +7,7 @@ use amqp_endpoint::{Attach, Cause, LinkId, Refused, SessionId};
 use gateway_core::{
     message::Refusal,
     session::effect::CloseCause,
+    time::Millis,
     upstream::{self, AfterLoss},
 };
 
@@ -209,6 +210,10 @@ impl State {
     /// A link of a device ended, before or after it was attached.
     pub(super) fn handle_link_ended(&mut self, link: LinkId, user: (Role, u32, u32), attached: bool, cause: &Cause) {
         let (role, session, device) = user;
+        if *cause == Cause::Timeout {
+            let waited = self.pool.target.limits.request_timeout.as_millis() as u64;
+            self.handle_no_answer(Millis(self.pool.clock.monotonic().0.saturating_sub(waited)));
+        }
         if !attached {
             self.attaching = self.attaching.saturating_sub(1);
         }

@@ -346,6 +346,7 @@ impl State {
         self.count_token_timeout();
         let Some(owner) = self.devices.get_mut(device as usize) else { return };
         let Some(proof) = &mut owner.proof else { return };
+        let asked = proof.since;
         if let Stage::InFlight(request) = proof.stage {
             self.tokens.cbs.forget(request);
             self.requests.remove(&request);
@@ -357,6 +358,7 @@ impl State {
             proof.stage = Stage::Waiting;
             self.tokens.waiting.push_back(device);
         }
+        self.handle_no_answer(asked);
     }
 
     fn count_token_timeout(&self) {

@@ -112,7 +112,17 @@ mod tests {
 
     #[test]
     fn unknown_addresses_are_not_guessed() {
-        for address in ["", "/", "/devices", "/devices/d", "/devices//twin", "/devices/d/twins", "/devices/d/messages", "amqps://hub", "/devices/%ff/twin"] {
+        for address in [
+            "",
+            "/",
+            "/devices",
+            "/devices/d",
+            "/devices//twin",
+            "/devices/d/twins",
+            "/devices/d/messages",
+            "amqps://hub",
+            "/devices/%ff/twin",
+        ] {
             check(address, None);
         }
     }

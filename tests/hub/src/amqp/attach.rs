@@ -7,14 +7,17 @@ use fe2o3_amqp_types::definitions::{Error, Fields, ReceiverSettleMode, Role, Sen
 use fe2o3_amqp_types::messaging::{DeliveryState, Released, TargetArchetype};
 use fe2o3_amqp_types::performatives::{Attach, Detach};
 use serde_amqp::Value;
+use serde_amqp::primitives::Symbol;
 
 use super::address::{self, Endpoint, Node};
 use super::auth::GrantId;
 use super::connection::{Connection, Now};
-use super::error::{self, FRAMING_ERROR, HANDLE_IN_USE, LINK_STOLEN, RESOURCE_LIMIT, RESOURCE_LOCKED, UNATTACHED_HANDLE};
+use super::error::{
+    self, FRAMING_ERROR, HANDLE_IN_USE, LINK_STOLEN, RESOURCE_LIMIT, RESOURCE_LOCKED, UNATTACHED_HANDLE,
+};
 use super::events::Reader;
 use super::kind::{Kind, PairKey, Paired};
-use super::link::{Half, Link, LinkId, LinkState};
+use super::link::{Half, Hold, Link, LinkId, LinkState};
 use crate::domain::{ErrorCode, HubError, Identity, Listener};
 
 const API_VERSION: &str = "com.microsoft:api-version";
@@ -56,7 +59,7 @@ impl Connection {
             Ok((kind, grant)) => (kind, grant, None),
             Err(error) => (Kind::Refused, None, Some(error)),
         };
-        if let (Kind::Telemetry(identity), Some(model)) = (&kind, text_property(attach.properties.as_ref(), MODEL_ID)) {
+        if let Kind::Telemetry(identity, Some(model)) = &kind {
             self.domain.twins.set_model_id(identity, model);
         }
         let id = self.insert_link(session, (handle, handle_out), name, half, kind, grant, &attach);
@@ -112,6 +115,7 @@ impl Connection {
             unsettled: 0,
             is_ready: false,
             is_starved: false,
+            hold: Hold::No,
         });
         self.sessions[session].handles.insert(handle_in, id);
         id
@@ -324,7 +328,10 @@ fn device_kind(identity: Identity, endpoint: Endpoint, half: Half, attach: &Atta
         Some(pair_key(identity, paired, attach).map(|key| kind(Arc::new(key))))
     };
     match (endpoint, half) {
-        (Endpoint::Events, Half::Receiver) => Some(Ok(Kind::Telemetry(identity))),
+        (Endpoint::Events, Half::Receiver) => {
+            let model = text_property(attach.properties.as_ref(), MODEL_ID).map(Into::into);
+            Some(Ok(Kind::Telemetry(identity, model)))
+        }
         (Endpoint::DeviceBound, Half::Sender) => Some(Ok(Kind::C2d(identity))),
         (Endpoint::Twin, Half::Receiver) => paired(Paired::Twin, Kind::TwinRequests, identity),
         (Endpoint::Twin, Half::Sender) => paired(Paired::Twin, Kind::TwinAnswers, identity),
@@ -346,7 +353,7 @@ fn pair_key(identity: Identity, paired: Paired, attach: &Attach) -> Result<PairK
 }
 
 fn text_property<'f>(properties: Option<&'f Fields>, name: &str) -> Option<&'f str> {
-    match properties?.get(&name.into())? {
+    match properties?.get(&Symbol::from(name))? {
         Value::String(text) => Some(text),
         Value::Symbol(text) => Some(text.as_str()),
         _ => None,

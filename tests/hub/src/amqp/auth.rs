@@ -1,10 +1,12 @@
 //! Who may do what on a connection: the claims collected by SASL PLAIN, by CBS and from a client certificate.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::connection::{Connection, Now};
 use super::error;
-use crate::domain::{AuthError, Claims, HubError, Identity, Permissions, Scope};
+use super::timer::Timer;
+use crate::domain::{AuthError, Authentication, Claims, Domain, HubError, Identity, Permissions, Proof, Scope};
 
 /// An entry of [`Grants`], for as long as the connection lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,16 +16,21 @@ pub(crate) struct GrantId(usize);
 #[derive(Debug, Default)]
 pub(crate) struct Grants {
     all: Vec<Claims>,
+    /// `iothub-connection-auth-method` of each.
+    methods: Vec<Arc<str>>,
     of_identity: HashMap<Identity, GrantId>,
     of_hub: Vec<GrantId>,
     /// Who ever put a token here: the limit counts over the connection's life.
     tokens: usize,
+    /// When the first of them may be over, Unix milliseconds; `None`: never.
+    next_expiry_ms: Option<u64>,
 }
 
 impl Grants {
     /// Adds claims that no token limit counts.
     pub(crate) fn add(&mut self, claims: Claims) -> GrantId {
         if let Some(known) = self.position(&claims.scope) {
+            self.methods[known.0] = claims.auth_method_json().into();
             self.all[known.0] = claims;
             return known;
         }
@@ -34,6 +41,7 @@ impl Grants {
             }
             Scope::Hub { .. } => self.of_hub.push(id),
         }
+        self.methods.push(claims.auth_method_json().into());
         self.all.push(claims);
         id
     }
@@ -61,6 +69,22 @@ impl Grants {
         self.of_hub.iter().copied().find(|id| is_live(&self.all[id.0]) && self.all[id.0].permits(needed))
     }
 
+    /// The value of `iothub-connection-auth-method` for links of this grant.
+    pub(crate) fn auth_method(&self, id: GrantId) -> Arc<str> {
+        self.methods[id.0].clone()
+    }
+
+    /// Whether some token may be over.
+    pub(crate) fn has_expired(&self, now_ms: u64) -> bool {
+        self.next_expiry_ms.is_some_and(|expiry_ms| expiry_ms <= now_ms)
+    }
+
+    /// Looks for the token that is over next.
+    fn rearm(&mut self, now_ms: u64, skew_s: u64) {
+        let expiries = self.all.iter().map(|claims| claims.expires.saturating_add(skew_s).saturating_mul(1000));
+        self.next_expiry_ms = expiries.filter(|expiry_ms| *expiry_ms > now_ms).min();
+    }
+
     pub(crate) fn get(&self, id: GrantId) -> &Claims {
         &self.all[id.0]
     }
@@ -71,6 +95,41 @@ impl Grants {
             Scope::Device { identity, .. } => self.of_identity.get(identity).copied(),
             Scope::Hub { .. } => self.of_hub.iter().copied().find(|id| self.all[id.0].scope == *scope),
         }
+    }
+}
+
+/// A certificate that a client showed in TLS.
+#[derive(Clone, Debug)]
+pub struct ClientCertificate {
+    /// SHA-1 and SHA-256 of its DER form, upper-case hex digits.
+    thumbprints: [String; 2],
+}
+
+impl ClientCertificate {
+    /// From the certificate's DER form.
+    pub fn new(der: &[u8]) -> Self {
+        let thumbprint = |algorithm| {
+            let digest = aws_lc_rs::digest::digest(algorithm, der);
+            digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect()
+        };
+        let sha1 = &aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY;
+        Self { thumbprints: [thumbprint(sha1), thumbprint(&aws_lc_rs::digest::SHA256)] }
+    }
+
+    /// The claims that the certificate gives an identity.
+    fn claims(&self, domain: &Domain, identity: &Identity) -> Result<Claims, AuthError> {
+        let unknown = if identity.module.is_some() { AuthError::UnknownModule } else { AuthError::UnknownDevice };
+        let record = domain.registry.get(identity).ok_or(unknown)?;
+        let Authentication::SelfSigned { primary, secondary } = &record.registration.authentication else {
+            return Err(AuthError::Certificate);
+        };
+        let known = [primary, secondary].into_iter().flatten();
+        let fits =
+            known.into_iter().any(|thumbprint| self.thumbprints.iter().any(|own| own.eq_ignore_ascii_case(thumbprint)));
+        if !fits {
+            return Err(AuthError::Certificate);
+        }
+        Ok(Claims { scope: Scope::Device { identity: identity.clone(), proof: Proof::X509 }, expires: u64::MAX })
     }
 }
 
@@ -85,7 +144,7 @@ impl Connection {
         let grant = match (covering, &self.client_certificate) {
             (Some(grant), _) => grant,
             (None, Some(certificate)) => {
-                let claims = self.domain.verify_certificate(identity, certificate)?;
+                let claims = certificate.claims(&self.domain, identity)?;
                 self.grants.add(claims)
             }
             (None, None) => return Err(AuthError::NotCovered.into()),
@@ -110,5 +169,16 @@ impl Connection {
             let refusal = HubError::from(AuthError::Expired);
             self.detach(id, error::hub(&refusal, now.unix_ms));
         }
+        self.grants.rearm(now.unix_ms, self.domain.settings.sas_skew.as_secs());
+    }
+
+    /// Sees to it that links end with these claims.
+    pub(super) fn arm_expiry(&mut self, expires: u64, now: Now) {
+        let skew_s = self.domain.settings.sas_skew.as_secs();
+        let expiry_ms = expires.saturating_add(skew_s).saturating_mul(1000);
+        let first = self.grants.next_expiry_ms.map_or(expiry_ms, |first| first.min(expiry_ms));
+        self.grants.next_expiry_ms = Some(first);
+        let left_ms = expiry_ms.saturating_sub(now.unix_ms);
+        self.timers.push(now.tick.saturating_add(left_ms), Timer::Grants);
     }
 }

@@ -6,20 +6,19 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use fe2o3_amqp_types::definitions::Error;
 use fe2o3_amqp_types::performatives::{Close, Open};
-use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 
-use super::auth::Grants;
+use super::auth::{ClientCertificate, Grants};
 use super::error::{self, DECODE_ERROR, FRAMING_ERROR, INVALID_FIELD, NOT_ALLOWED, RESOURCE_LIMIT};
 use super::frame::{self, FrameType, Performative};
 use super::kind::Pairs;
-use super::link::{Link, LinkId};
+use super::link::{Hold, Link, LinkId};
 use super::sasl;
+use super::serve::Transport;
 use super::session::{Session, SessionState};
 use super::settings::AmqpSettings;
-use super::timer::{Timer, Timers};
-use crate::domain::{Domain, Mailbox};
-
+use super::timer::{Due, Timer, Timers};
+use crate::domain::{ConnectionInfo, Domain, LinkKey, Mailbox};
 
 const AMQP_HEADER: [u8; 8] = *b"AMQP\x00\x01\x00\x00";
 const SASL_HEADER: [u8; 8] = *b"AMQP\x03\x01\x00\x00";
@@ -45,7 +44,9 @@ pub(crate) struct Now {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    Header { after_sasl: bool },
+    Header {
+        after_sasl: bool,
+    },
     Sasl,
     Opening,
     Open,
@@ -63,7 +64,6 @@ pub(crate) struct Peer {
     pub(crate) frame_bytes_max: usize,
     channel_max: u16,
     idle_ms: u64,
-    pub(crate) container_id: String,
 }
 
 /// One AMQP connection.
@@ -73,7 +73,8 @@ pub(crate) struct Connection {
     /// Numbers connections in the ledger.
     pub(crate) number: u64,
     pub(crate) mailbox: Arc<Mailbox>,
-    pub(crate) client_certificate: Option<CertificateDer<'static>>,
+    pub(crate) client_certificate: Option<ClientCertificate>,
+    transport: &'static str,
     phase: Phase,
     is_open_sent: bool,
     pub(crate) input: BytesMut,
@@ -89,6 +90,7 @@ pub(crate) struct Connection {
     pub(crate) sessions_to_tell: Vec<usize>,
     pub(crate) links: slab::Slab<Link>,
     pub(crate) links_made: u32,
+    pub(crate) tags_made: u32,
     /// Links with something to send, each once.
     pub(crate) ready: VecDeque<LinkId>,
     pub(crate) grants: Grants,
@@ -96,24 +98,23 @@ pub(crate) struct Connection {
     pub(crate) timers: Timers,
     last_received: u64,
     last_sent: u64,
+    /// The end of the outgoing bytes at that time.
+    sent_position: u64,
 }
 
 impl Connection {
-    pub(crate) fn new(
-        domain: Arc<Domain>,
-        settings: Arc<AmqpSettings>,
-        number: u64,
-        client_certificate: Option<CertificateDer<'static>>,
-        now: Now,
-    ) -> Self {
+    pub(crate) fn new(domain: Arc<Domain>, settings: Arc<AmqpSettings>, transport: Transport, now: Now) -> Self {
+        let mailbox = Mailbox::new();
+        let number = domain.connections.open(mailbox.clone());
         let mut timers = Timers::new(settings.timers_max);
         timers.push(now.tick + settings.handshake_timeout.as_millis() as u64, Timer::Handshake);
         Self {
             domain,
             settings,
             number,
-            mailbox: Mailbox::new(),
-            client_certificate,
+            mailbox,
+            client_certificate: transport.client_certificate,
+            transport: transport.name,
             phase: Phase::Header { after_sasl: false },
             is_open_sent: false,
             input: BytesMut::new(),
@@ -126,12 +127,14 @@ impl Connection {
             sessions_to_tell: Vec::new(),
             links: slab::Slab::new(),
             links_made: 0,
+            tags_made: 0,
             ready: VecDeque::new(),
             grants: Grants::default(),
             pairs: Pairs::default(),
             timers,
             last_received: now.tick,
             last_sent: now.tick,
+            sent_position: 0,
         }
     }
 
@@ -161,12 +164,16 @@ impl Connection {
 
     /// Frames, then links, then the dispositions that both left behind: everything that one wake may do.
     pub(crate) fn turn(&mut self, now: Now) {
+        if self.grants.has_expired(now.unix_ms) {
+            self.expire_grants(now);
+        }
         while !self.is_congested() && self.take_input(now) {}
         if self.is_open() {
             self.pump(now);
             self.tell_all_accepted();
         }
-        if !self.out.is_empty() {
+        if self.out_position() != self.sent_position {
+            self.sent_position = self.out_position();
             self.last_sent = now.tick;
         }
     }
@@ -226,6 +233,7 @@ impl Connection {
         self.phase = match answer {
             Ok(claims) => {
                 if let Some(claims) = claims {
+                    self.arm_expiry(claims.expires, now);
                     self.grants.add(claims);
                 }
                 Phase::Header { after_sasl: true }
@@ -236,7 +244,11 @@ impl Connection {
     }
 
     fn take_frame(&mut self, now: Now) -> bool {
-        let max = if self.phase == Phase::Opening { UNNEGOTIATED_FRAME_BYTES } else { self.settings.frame_bytes_max as usize };
+        let max = if self.phase == Phase::Opening {
+            UNNEGOTIATED_FRAME_BYTES
+        } else {
+            self.settings.frame_bytes_max as usize
+        };
         let frame = match frame::take(&mut self.input, FrameType::Amqp, max) {
             Ok(None) => return false,
             Ok(Some(frame)) => frame,
@@ -260,7 +272,9 @@ impl Connection {
     fn handle_undecodable(&mut self, channel: u16, error: &frame::DecodeError, now: Now) {
         let answer = error::protocol(DECODE_ERROR, error.to_string());
         match self.channels.get(&channel) {
-            Some(session) if !error.of_connection && self.phase == Phase::Open => self.end_session(*session, Some(answer)),
+            Some(session) if !error.of_connection && self.phase == Phase::Open => {
+                self.end_session(*session, Some(answer))
+            }
             _ => self.fail(answer, now),
         }
     }
@@ -271,7 +285,10 @@ impl Connection {
             (Phase::Opening, _) => self.phase = Phase::Ended,
             (Phase::Closing, Performative::Close(_)) => self.phase = Phase::Ended,
             (Phase::Closing, _) => {}
-            (_, Performative::Close(_)) => {
+            (_, Performative::Close(error)) => {
+                if let Some(error) = error {
+                    tracing::debug!(connection = self.number, %error, "peer closed with an error");
+                }
                 self.put(0, &Close { error: None });
                 self.phase = Phase::Ended;
             }
@@ -287,7 +304,12 @@ impl Connection {
         };
         let is_ending = self.sessions[session].state == SessionState::Ending;
         match performative {
-            Performative::End(_) => self.handle_end(session),
+            Performative::End(error) => {
+                if let Some(error) = error {
+                    tracing::debug!(connection = self.number, %error, "peer ended a session with an error");
+                }
+                self.handle_end(session);
+            }
             _ if is_ending => {}
             Performative::Attach(attach) => self.handle_attach(session, *attach, now),
             Performative::Flow(flow) => self.handle_flow(session, &flow),
@@ -307,14 +329,18 @@ impl Connection {
             frame_bytes_max: open.max_frame_size.0 as usize,
             channel_max: open.channel_max.0,
             idle_ms: u64::from(open.idle_time_out.unwrap_or(0)),
+        };
+        let info = ConnectionInfo {
             container_id: open.container_id,
+            hostname: open.hostname.unwrap_or_default(),
+            transport: self.transport,
         };
         if (1..IDLE_TIMEOUT_MIN_MS).contains(&self.peer.idle_ms) {
             return self.fail(error::protocol(NOT_ALLOWED, "idle-time-out is too small to be served"), now);
         }
         self.timers.remove_handshake();
         self.phase = Phase::Open;
-        self.handle_opened(now);
+        self.handle_opened(info, now);
     }
 
     fn put_open(&mut self) {
@@ -367,7 +393,8 @@ impl Connection {
 
     /// Says good-bye to every session and link at once; frames that still come for them are dropped.
     pub(crate) fn release_everything(&mut self) {
-        for link in self.links.drain().collect::<Vec<_>>() {
+        let links: Vec<_> = self.links.drain().collect();
+        for link in links {
             self.release(link.id, &link.kind);
         }
         self.sessions.clear();
@@ -388,18 +415,16 @@ impl Connection {
     /// The first `bytes` of the buffer are with the operating system.
     pub(crate) fn handle_written(&mut self, bytes: usize) {
         self.written_bytes += bytes as u64;
-        while let Some(&(entry, position)) = self.unwritten.front() {
-            if position > self.written_bytes {
-                break;
-            }
-            self.unwritten.pop_front();
-            self.domain.ledger.mark_written(entry);
+        let written = self.unwritten.partition_point(|(_, position)| *position <= self.written_bytes);
+        if written > 0 {
+            self.domain.ledger.written(self.unwritten.drain(..written).map(|(entry, _)| entry));
         }
     }
 
     /// When [`Self::handle_timeout`] wants to be called, by [`Now::tick`].
     pub(crate) fn poll_timeout(&self) -> Option<u64> {
-        let heartbeat = (self.phase == Phase::Open && self.peer.idle_ms > 0).then(|| self.last_sent + self.peer.idle_ms / 2);
+        let heartbeat =
+            (self.phase == Phase::Open && self.peer.idle_ms > 0).then(|| self.last_sent + self.peer.idle_ms / 2);
         [heartbeat, self.silence_deadline(), self.timers.next()].into_iter().flatten().min()
     }
 
@@ -425,6 +450,7 @@ impl Connection {
         let silent_for = now.tick.saturating_sub(self.last_sent);
         if self.phase == Phase::Open && self.peer.idle_ms > 0 && silent_for >= self.peer.idle_ms / 2 {
             frame::put_heartbeat(&mut self.out);
+            self.sent_position = self.out_position();
             self.last_sent = now.tick;
         }
     }
@@ -435,7 +461,40 @@ impl Connection {
             Timer::End => self.phase = Phase::Ended,
             Timer::Link(id, due) => self.handle_link_timer(id, due, now),
             Timer::Grants => self.expire_grants(now),
+            Timer::Attach(channel, attach) => {
+                if let Some(session) = self.session_on(channel) {
+                    self.attach(session, *attach, None, now);
+                }
+            }
         }
+    }
+
+    fn handle_link_timer(&mut self, id: LinkId, due: Due, now: Now) {
+        match due {
+            Due::Settle { delivery_id, state, entries } => self.settle(id, delivery_id, state, entries),
+            Due::Answer(delivery) => self.answer(id, delivery),
+            Due::Detach(error) => self.detach(id, error),
+            Due::Unhold => {
+                if let Some(link) = self.link_mut(id) {
+                    link.hold = Hold::Passed;
+                    self.make_ready(id);
+                }
+            }
+        }
+        self.turn(now);
+    }
+
+    /// Takes what the rest of the hub posted.
+    pub(crate) fn handle_mail(&mut self, now: Now) {
+        for key in self.mailbox.take() {
+            if key == LinkKey::CONNECTION {
+                self.take_orders(now);
+            } else {
+                let (id, is_stolen) = LinkId::of_key(key);
+                self.handle_wake(id, is_stolen, now);
+            }
+        }
+        self.turn(now);
     }
 
     /// Maps a new session of the peer on a channel of ours.
@@ -469,5 +528,6 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.release_everything();
+        self.domain.connections.close(self.number);
     }
 }

@@ -5,7 +5,7 @@ use fe2o3_amqp_types::messaging::{DeliveryState, Rejected};
 use serde_amqp::Value;
 use serde_amqp::primitives::Symbol;
 
-use crate::domain::{HubError, tracking_id};
+use crate::domain::{ErrorCode, HubError, Redirect, tracking_id};
 
 /// `amqp:decode-error`
 pub(crate) const DECODE_ERROR: &str = "amqp:decode-error";
@@ -23,8 +23,6 @@ pub(crate) const ILLEGAL_STATE: &str = "amqp:illegal-state";
 pub(crate) const RESOURCE_LIMIT: &str = "amqp:resource-limit-exceeded";
 /// `amqp:resource-locked`
 pub(crate) const RESOURCE_LOCKED: &str = "amqp:resource-locked";
-/// `amqp:internal-error`
-pub(crate) const INTERNAL_ERROR: &str = "amqp:internal-error";
 /// `amqp:connection:forced`
 pub(crate) const CONNECTION_FORCED: &str = "amqp:connection:forced";
 /// `amqp:connection:framing-error`
@@ -39,8 +37,6 @@ pub(crate) const UNATTACHED_HANDLE: &str = "amqp:session:unattached-handle";
 pub(crate) const TRANSFER_LIMIT: &str = "amqp:link:transfer-limit-exceeded";
 /// `amqp:link:message-size-exceeded`
 pub(crate) const MESSAGE_SIZE: &str = "amqp:link:message-size-exceeded";
-/// `amqp:link:redirect`
-pub(crate) const LINK_REDIRECT: &str = "amqp:link:redirect";
 /// `amqp:link:stolen`
 pub(crate) const LINK_STOLEN: &str = "amqp:link:stolen";
 /// `com.microsoft:argument-error`
@@ -72,4 +68,46 @@ pub(crate) fn hub_as(condition: &str, error: &HubError, now_ms: u64) -> Error {
 /// The outcome `rejected` with its reason.
 pub(crate) fn rejected(error: Error) -> DeliveryState {
     DeliveryState::Rejected(Rejected { error: Some(error) })
+}
+
+/// The condition of an error as text.
+pub(crate) fn condition_text(error: &Error) -> String {
+    match serde_amqp::to_value(&error.condition) {
+        Ok(Value::Symbol(symbol)) => symbol.0,
+        _ => String::new(),
+    }
+}
+
+/// An error under a condition given as a fault, with the redirect that goes with it.
+pub(crate) fn faulty(condition: &str, redirect: Option<&Redirect>, now_ms: u64) -> Error {
+    let refusal = HubError::new(code_of(condition), "fault on request");
+    let mut error = hub_as(condition, &refusal, now_ms);
+    if let (Some(redirect), Some(info)) = (redirect, &mut error.info) {
+        info.insert(Symbol::from("hostname"), Value::String(redirect.hostname.clone()));
+        info.insert(Symbol::from("network-host"), Value::String(redirect.network_host.clone()));
+        info.insert(Symbol::from("port"), Value::Uint(u32::from(redirect.port)));
+        if let Some(address) = &redirect.address {
+            info.insert(Symbol::from("address"), Value::String(address.clone()));
+        }
+    }
+    error
+}
+
+/// The code that the hub gives most often under this condition.
+fn code_of(condition: &str) -> ErrorCode {
+    match condition {
+        UNAUTHORIZED => ErrorCode::IotHubUnauthorized,
+        NOT_FOUND => ErrorCode::DeviceNotFound,
+        RESOURCE_LIMIT => ErrorCode::DeviceMaximumQueueDepthExceeded,
+        "com.microsoft:quota-exceeded" => ErrorCode::IotHubQuotaExceeded,
+        MESSAGE_SIZE => ErrorCode::MessageTooLarge,
+        LINK_STOLEN | "com.microsoft:link-creation-conflict" => ErrorCode::LinkCreationConflict,
+        "com.microsoft:message-lock-lost" => ErrorCode::DeviceMessageLockLost,
+        "com.microsoft:timeout" => ErrorCode::OperationTimeout,
+        "com.microsoft:precondition-failed" => ErrorCode::PreconditionFailed,
+        ARGUMENT_ERROR => ErrorCode::ArgumentInvalid,
+        NOT_ALLOWED => ErrorCode::InvalidOperation,
+        THROTTLED => ErrorCode::ThrottlingException,
+        _ => ErrorCode::ServerError,
+    }
 }

@@ -1,6 +1,7 @@
 //! Frames (2.3): bytes ⇄ performatives. Sizes are checked before anything is decoded; never waits, never writes a socket.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use fe2o3_amqp_types::definitions::Error;
 use fe2o3_amqp_types::performatives::{Attach, Begin, Close, Detach, Disposition, End, Flow, Open, Transfer};
 use fe2o3_amqp_types::sasl::SaslInit;
 use serde::Serialize;
@@ -78,8 +79,8 @@ pub(crate) enum Performative {
     Transfer(Box<Transfer>, Bytes),
     Disposition(Disposition),
     Detach(Detach),
-    End(End),
-    Close(Close),
+    End(Option<Box<Error>>),
+    Close(Option<Box<Error>>),
 }
 
 /// The body of a frame could not be understood.
@@ -104,8 +105,8 @@ pub(crate) fn decode(mut body: Bytes) -> Result<Performative, DecodeError> {
         0x14 => Performative::Transfer(decode_as(&described)?, payload),
         0x15 => Performative::Disposition(*decode_as(&described)?),
         0x16 => Performative::Detach(*decode_as(&described)?),
-        0x17 => Performative::End(*decode_as(&described)?),
-        0x18 => Performative::Close(*decode_as(&described)?),
+        0x17 => Performative::End(decode_as::<End>(&described)?.error.map(Box::new)),
+        0x18 => Performative::Close(decode_as::<Close>(&described)?.error.map(Box::new)),
         code => return Err(DecodeError { of_connection: false, reason: format!("unknown performative {code:#x}") }),
     })
 }
@@ -150,7 +151,10 @@ mod tests {
 
     fn check(input: &[u8], expected: Result<Option<(u16, &[u8])>, FrameError>) {
         let taken = take(&mut BytesMut::from(input), FrameType::Amqp, 64);
-        assert_eq!(taken.map(|frame| frame.map(|f| (f.channel, f.body.to_vec()))), expected.map(|f| f.map(|(c, b)| (c, b.to_vec()))));
+        assert_eq!(
+            taken.map(|frame| frame.map(|f| (f.channel, f.body.to_vec()))),
+            expected.map(|f| f.map(|(c, b)| (c, b.to_vec())))
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::error::{self, NOT_ALLOWED, UNATTACHED_HANDLE};
 use super::link::{Half, LinkId, LinkState, Received, Violation};
 use super::session::Accepted as Row;
 use super::timer::{Due, Timer};
+use crate::domain::Action;
 
 /// What is to happen with a delivery of the peer's.
 #[derive(Debug)]
@@ -18,15 +19,17 @@ pub(crate) struct Verdict {
     pub(crate) state: Option<DeliveryState>,
     /// How long the outcome is held back.
     pub(crate) delay_ms: u64,
-    /// The ledger's entry for this delivery.
-    pub(crate) ledger: Option<u64>,
+    /// The ledger's entries for this delivery: one, or those of a batch.
+    pub(crate) entries: Vec<u64>,
     /// The link ends with this error after the outcome.
     pub(crate) detach: Option<Error>,
+    /// A fault that strikes link or connection after the outcome.
+    pub(crate) strike: Option<Action>,
 }
 
 impl Verdict {
     pub(crate) fn accepted() -> Self {
-        DeliveryState::Accepted(Accepted {}).into()
+        accepted().into()
     }
 
     pub(crate) fn rejected(error: Error) -> Self {
@@ -36,8 +39,13 @@ impl Verdict {
 
 impl From<DeliveryState> for Verdict {
     fn from(state: DeliveryState) -> Self {
-        Self { state: Some(state), delay_ms: 0, ledger: None, detach: None }
+        Self { state: Some(state), delay_ms: 0, entries: Vec::new(), detach: None, strike: None }
     }
+}
+
+/// The outcome `accepted`.
+pub(crate) fn accepted() -> DeliveryState {
+    DeliveryState::Accepted(Accepted {})
 }
 
 impl Connection {
@@ -77,9 +85,9 @@ impl Connection {
             && !is_settled
         {
             if verdict.delay_ms == 0 {
-                self.settle(id, delivery_id, state, verdict.ledger);
+                self.settle(id, delivery_id, state, verdict.entries);
             } else {
-                let due = Due::Settle { delivery_id, state, ledger: verdict.ledger };
+                let due = Due::Settle { delivery_id, state, entries: verdict.entries };
                 self.timers.push(now.tick + verdict.delay_ms, Timer::Link(id, due));
             }
         }
@@ -88,23 +96,26 @@ impl Connection {
             Some(error) => self.timers.push(now.tick + verdict.delay_ms, Timer::Link(id, Due::Detach(error))),
             None => self.refill_credit(id),
         }
+        if let Some(action) = verdict.strike {
+            self.strike(id, &action, now);
+        }
     }
 
     /// Tells the peer the outcome of a delivery of its, settled. Accepted ones in a row may be told together.
-    pub(super) fn settle(&mut self, id: LinkId, delivery_id: u32, state: DeliveryState, ledger: Option<u64>) {
+    pub(super) fn settle(&mut self, id: LinkId, delivery_id: u32, state: DeliveryState, entries: Vec<u64>) {
         let Some(session) = self.link(id).map(|link| link.session) else { return };
         if let DeliveryState::Accepted(_) = state {
             let may_join = self.settings.disposition_ranges;
             if self.sessions[session].accepted.is_none() {
                 self.sessions_to_tell.push(session);
             }
-            if let Some(row) = self.sessions[session].note_accepted(delivery_id, ledger, may_join) {
+            if let Some(row) = self.sessions[session].note_accepted(delivery_id, entries, may_join) {
                 self.put_accepted(session, row);
             }
         } else {
             self.tell_accepted(session);
             self.put_disposition(session, (delivery_id, delivery_id), state);
-            self.note_unwritten(ledger);
+            self.note_unwritten(entries);
         }
     }
 
@@ -125,12 +136,12 @@ impl Connection {
     }
 
     fn put_accepted(&mut self, session: usize, row: Row) {
-        self.put_disposition(session, row.range, DeliveryState::Accepted(Accepted {}));
+        self.put_disposition(session, row.range, accepted());
         self.note_unwritten(row.entries);
     }
 
     /// The dispositions of these entries of the ledger end where the buffer ends now.
-    fn note_unwritten(&mut self, entries: impl IntoIterator<Item = u64>) {
+    pub(super) fn note_unwritten(&mut self, entries: impl IntoIterator<Item = u64>) {
         let position = self.out_position();
         self.unwritten.extend(entries.into_iter().map(|entry| (entry, position)));
     }

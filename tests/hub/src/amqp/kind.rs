@@ -14,8 +14,8 @@ pub(crate) enum Kind {
     CbsRequests,
     /// `$cbs`, to the peer.
     CbsAnswers,
-    /// `…/messages/events`, from the device.
-    Telemetry(Identity),
+    /// `…/messages/events`, from the device; with the DTDL model it named.
+    Telemetry(Identity, Option<Arc<str>>),
     /// `…/messages/deviceBound`, to the device.
     C2d(Identity),
     /// `…/twin`, from the device.
@@ -40,10 +40,11 @@ impl Kind {
     /// Whose device link this is.
     pub(crate) fn identity(&self) -> Option<&Identity> {
         match self {
-            Self::Telemetry(identity) | Self::C2d(identity) => Some(identity),
-            Self::TwinRequests(pair) | Self::TwinAnswers(pair) | Self::MethodAnswers(pair) | Self::MethodCalls(pair) => {
-                Some(&pair.identity)
-            }
+            Self::Telemetry(identity, _) | Self::C2d(identity) => Some(identity),
+            Self::TwinRequests(pair)
+            | Self::TwinAnswers(pair)
+            | Self::MethodAnswers(pair)
+            | Self::MethodCalls(pair) => Some(&pair.identity),
             _ => None,
         }
     }
@@ -51,9 +52,10 @@ impl Kind {
     /// The pair this link is half of.
     pub(crate) fn pair(&self) -> Option<&Arc<PairKey>> {
         match self {
-            Self::TwinRequests(pair) | Self::TwinAnswers(pair) | Self::MethodAnswers(pair) | Self::MethodCalls(pair) => {
-                Some(pair)
-            }
+            Self::TwinRequests(pair)
+            | Self::TwinAnswers(pair)
+            | Self::MethodAnswers(pair)
+            | Self::MethodCalls(pair) => Some(pair),
             _ => None,
         }
     }
@@ -62,7 +64,9 @@ impl Kind {
     pub(crate) fn credit(&self, settings: &AmqpSettings) -> u32 {
         match self {
             Self::CbsRequests => settings.cbs_credit,
-            Self::Telemetry(_) | Self::TwinRequests(_) | Self::MethodAnswers(_) | Self::ServiceC2d => settings.link_credit,
+            Self::Telemetry(..) | Self::TwinRequests(_) | Self::MethodAnswers(_) | Self::ServiceC2d => {
+                settings.link_credit
+            }
             _ => 0,
         }
     }

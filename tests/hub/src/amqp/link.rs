@@ -90,8 +90,20 @@ pub(crate) struct Link {
     pub(crate) unsettled: usize,
     /// In the connection's list of links with something to do.
     pub(crate) is_ready: bool,
-    /// A fault: no credit is given any more.
+    /// A fault: no credit is given, nothing is sent any more.
     pub(crate) is_starved: bool,
+    /// A fault: the next message waits.
+    pub(crate) hold: Hold,
+}
+
+/// Whether a fault holds the next message back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hold {
+    No,
+    /// Until its time comes.
+    Held,
+    /// Its time came: this one is not asked about again.
+    Passed,
 }
 
 /// Something to send.
@@ -123,6 +135,8 @@ pub(crate) struct Sending {
     pub(crate) payload: Bytes,
     pub(crate) is_settled: bool,
     pub(crate) is_first: bool,
+    /// Its entry in the ledger.
+    pub(crate) entry: Option<u64>,
 }
 
 /// The delivery that is coming in frame by frame.
@@ -162,7 +176,10 @@ impl Link {
         bytes_max: u64,
     ) -> Result<Option<Received>, Violation> {
         if transfer.rcv_settle_mode == Some(ReceiverSettleMode::Second) {
-            return Err(Violation::Detach(error::protocol(INVALID_FIELD, "rcv-settle-mode second on a link in mode first")));
+            return Err(Violation::Detach(error::protocol(
+                INVALID_FIELD,
+                "rcv-settle-mode second on a link in mode first",
+            )));
         }
         let mut partial = match self.partial.take() {
             Some(partial) => continued(partial, transfer)?,
@@ -192,10 +209,16 @@ impl Link {
 
     fn begun(&mut self, transfer: &Transfer, last_id: &mut Option<u32>) -> Result<Box<Partial>, Violation> {
         let Some(delivery_id) = transfer.delivery_id else {
-            return Err(Violation::Detach(error::protocol(INVALID_FIELD, "first transfer of a delivery has no delivery-id")));
+            return Err(Violation::Detach(error::protocol(
+                INVALID_FIELD,
+                "first transfer of a delivery has no delivery-id",
+            )));
         };
         if last_id.is_some_and(|last| !is_after(delivery_id, last)) {
-            return Err(Violation::End(error::protocol(INVALID_FIELD, format!("delivery-id {delivery_id} is not new"))));
+            return Err(Violation::End(error::protocol(
+                INVALID_FIELD,
+                format!("delivery-id {delivery_id} is not new"),
+            )));
         }
         *last_id = Some(delivery_id);
         let is_settled = transfer.settled == Some(true);
@@ -241,7 +264,8 @@ mod tests {
 
     #[test]
     fn serial_numbers_wrap() {
-        for (a, b, expected) in [(1, 0, true), (0, 1, false), (5, 5, false), (2, u32::MAX, true), (u32::MAX, 2, false)] {
+        for (a, b, expected) in [(1, 0, true), (0, 1, false), (5, 5, false), (2, u32::MAX, true), (u32::MAX, 2, false)]
+        {
             assert_eq!(is_after(a, b), expected, "{a} after {b}");
         }
     }

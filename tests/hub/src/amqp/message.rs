@@ -185,7 +185,11 @@ mod tests {
     #[test]
     fn an_outgoing_message_is_read_back_with_all_its_sections() {
         let properties = Properties::builder().message_id("m1".to_owned()).build();
-        let outgoing = Outgoing { properties: Some(properties.clone()), data: Some(Bytes::from(vec![7; 300])), ..Outgoing::default() };
+        let outgoing = Outgoing {
+            properties: Some(properties.clone()),
+            data: Some(Bytes::from(vec![7; 300])),
+            ..Outgoing::default()
+        };
         let message = Message::parse(outgoing.encode()).expect("sound");
         assert_eq!(message.properties, Some(properties));
         assert_eq!(message.body_bytes(), Bytes::from(vec![7; 300]));

@@ -2,15 +2,19 @@
 //! peer's DISPOSITIONs. Nothing is queued here but answers.
 
 use fe2o3_amqp_types::definitions::Role;
-use fe2o3_amqp_types::messaging::{Accepted, DeliveryState};
+use fe2o3_amqp_types::messaging::DeliveryState;
 use fe2o3_amqp_types::performatives::{Disposition, Transfer};
-use serde_bytes::ByteBuf;
+use serde_amqp::primitives::Binary;
 
 use super::connection::{Connection, Now};
 use super::error::{self, INVALID_FIELD, RESOURCE_LIMIT};
 use super::frame::{self, FrameType};
+use super::incoming::accepted;
+use super::judge::{outcome_of, released};
+use super::kind::Kind;
 use super::link::{Delivery, Half, Link, LinkId, LinkState, Lock, Sending, is_after};
 use super::session::Unsettled;
+use crate::domain::{Kind as Matter, Outcome, Transfer as DomainTransfer};
 
 /// Header and performative of a TRANSFER of ours take no more than this.
 const TRANSFER_OVERHEAD_BYTES: usize = 96;
@@ -76,26 +80,87 @@ impl Connection {
         if self.link(id).is_none_or(|link| link.credit == 0) {
             return false;
         }
-        let queued = self.link_mut(id).and_then(|link| link.queue.pop_front());
-        let Some(delivery) = queued.or_else(|| self.next_of_kind(id, now)) else { return false };
+        let Some(Delivery { tag, payload, lock }) = self.next_delivery(id, now) else { return false };
         let Some(link) = self.link_mut(id) else { return false };
-        let (session, is_settled) = (link.session, link.sends_settled);
-        let Delivery { tag, payload, lock } = delivery;
+        let (session_index, is_settled) = (link.session, link.sends_settled);
         link.credit = link.credit.saturating_sub(1);
         link.delivery_count = link.delivery_count.wrapping_add(1);
         link.unsettled += usize::from(!is_settled);
-        let session = &mut self.sessions[session];
+        let session = &mut self.sessions[session_index];
         let delivery_id = session.next_delivery_id;
         session.next_delivery_id = delivery_id.wrapping_add(1);
+        let entry = self.record_sent(id, delivery_id, payload.len(), now);
         if is_settled {
-            self.settle_own(&lock, &DeliveryState::Accepted(Accepted {}), now);
-        } else {
-            session.unsettled.insert(delivery_id, Unsettled { link: id, lock });
+            self.settle_own(&lock, &accepted(), now);
+            self.conclude_sent(entry, Outcome::Presettled);
+        } else if let Some(session) = self.sessions.get_mut(session_index) {
+            session.unsettled.insert(delivery_id, Unsettled { link: id, lock, entry });
         }
         if let Some(link) = self.link_mut(id) {
-            link.sending = Some(Sending { delivery_id, tag, payload, is_settled, is_first: true });
+            link.sending = Some(Sending { delivery_id, tag, payload, is_settled, is_first: true, entry });
         }
         true
+    }
+
+    /// An answer that waits, or what the link's kind has next.
+    fn next_delivery(&mut self, id: LinkId, now: Now) -> Option<Delivery> {
+        if !self.pass_send_faults(id, now) {
+            return None;
+        }
+        if let Some(answer) = self.link_mut(id)?.queue.pop_front() {
+            return Some(answer);
+        }
+        match &self.link(id)?.kind {
+            Kind::C2d(identity) => {
+                let identity = identity.clone();
+                self.next_c2d(id, &identity, now)
+            }
+            Kind::TwinAnswers(pair) => {
+                let pair = pair.clone();
+                self.next_notification(id, &pair)
+            }
+            Kind::MethodCalls(pair) => {
+                let pair = pair.clone();
+                self.next_call(id, &pair)
+            }
+            Kind::Feedback => self.next_feedback(now),
+            Kind::Events(_) => self.next_event(id),
+            _ => None,
+        }
+    }
+
+    /// A fresh delivery tag.
+    pub(super) fn next_tag(&mut self) -> u32 {
+        self.tags_made = self.tags_made.wrapping_add(1);
+        self.tags_made
+    }
+
+    /// Enters a delivery of ours into the ledger; events read by back ends are the log's own matter.
+    fn record_sent(&self, id: LinkId, delivery_id: u32, body_bytes: usize, now: Now) -> Option<u64> {
+        let link = self.link(id)?;
+        let kind = match &link.kind {
+            Kind::C2d(_) => Matter::C2d,
+            Kind::TwinAnswers(_) => Matter::TwinReply,
+            Kind::MethodCalls(_) => Matter::MethodCall,
+            Kind::Feedback => Matter::ServiceRead,
+            _ => return None,
+        };
+        let transfer = DomainTransfer {
+            identity: link.kind.identity().cloned(),
+            kind,
+            message_id: None,
+            connection: self.number,
+            link: link.name.clone(),
+            delivery_id,
+            body_bytes,
+        };
+        Some(self.domain.ledger.record(transfer, None, now.unix_ms))
+    }
+
+    fn conclude_sent(&self, entry: Option<u64>, outcome: Outcome) {
+        if let Some(entry) = entry {
+            self.domain.ledger.settle(entry, outcome);
+        }
     }
 
     fn put_next_frame(&mut self, id: LinkId) {
@@ -107,7 +172,7 @@ impl Connection {
         let transfer = Transfer {
             handle: link.handle_out.into(),
             delivery_id: sending.is_first.then_some(sending.delivery_id),
-            delivery_tag: sending.is_first.then(|| ByteBuf::from(std::mem::take(&mut sending.tag))),
+            delivery_tag: sending.is_first.then(|| Binary::from(std::mem::take(&mut sending.tag))),
             message_format: sending.is_first.then_some(0),
             settled: Some(sending.is_settled),
             more,
@@ -118,12 +183,14 @@ impl Connection {
             batchable: false,
         };
         sending.is_first = false;
+        let entry = sending.entry.filter(|_| !more);
         if more {
             link.sending = Some(sending);
         }
         let session = &mut self.sessions[link.session];
         session.count_outgoing();
         frame::put(&mut self.out, FrameType::Amqp, session.channel_out, &transfer, &chunk);
+        self.note_unwritten(entry);
     }
 
     /// Nothing more to send and the peer asked to drain: the credit left is used up (2.6.7).
@@ -163,10 +230,14 @@ impl Connection {
     }
 
     fn settle_delivery(&mut self, session: usize, delivery_id: u32, disposition: &Disposition, now: Now) {
-        let Some(Unsettled { link, lock }) = self.sessions[session].unsettled.remove(&delivery_id) else { return };
+        let Some(Unsettled { link, lock, entry }) = self.sessions[session].unsettled.remove(&delivery_id) else {
+            return;
+        };
         let default = self.link(link).map(|link| link.default_outcome.clone());
         let state = disposition.state.clone().filter(DeliveryState::is_terminal).or(default);
-        let answer = state.map_or(DeliveryState::Accepted(Accepted {}), |state| self.settle_own(&lock, &state, now));
+        let state = state.unwrap_or_else(released);
+        self.conclude_sent(entry, outcome_of(&state));
+        let answer = self.settle_own(&lock, &state, now);
         if !disposition.settled {
             // second mode, or a receiver that waits to forget: the last word is ours
             let answer = Disposition {
@@ -183,7 +254,7 @@ impl Connection {
         if let Some(sender) = self.link_mut(link) {
             sender.unsettled = sender.unsettled.saturating_sub(1);
         }
-        if lock == Lock::None {
+        if lock == Lock::Event {
             // a reader that was at its bound of unsettled events goes on
             self.make_ready(link);
         }

@@ -70,6 +70,8 @@ pub(crate) struct Accepted {
 pub(crate) struct Unsettled {
     pub(crate) link: LinkId,
     pub(crate) lock: Lock,
+    /// Its entry in the ledger.
+    pub(crate) entry: Option<u64>,
 }
 
 impl Session {
@@ -173,16 +175,16 @@ impl Session {
     }
 
     /// Adds an accepted delivery to the row that waits to be told; returns a row that must be told first.
-    pub(crate) fn note_accepted(&mut self, delivery_id: u32, entry: Option<u64>, may_join: bool) -> Option<Accepted> {
+    pub(crate) fn note_accepted(&mut self, delivery_id: u32, entries: Vec<u64>, may_join: bool) -> Option<Accepted> {
         if let Some(row) = &mut self.accepted
             && may_join
             && row.range.1.wrapping_add(1) == delivery_id
         {
             row.range.1 = delivery_id;
-            row.entries.extend(entry);
+            row.entries.extend(entries);
             return None;
         }
-        self.accepted.replace(Accepted { range: (delivery_id, delivery_id), entries: entry.into_iter().collect() })
+        self.accepted.replace(Accepted { range: (delivery_id, delivery_id), entries })
     }
 }
 
@@ -245,10 +247,10 @@ mod tests {
     #[test]
     fn accepted_deliveries_in_a_row_become_one_range() {
         let mut session = session(0, 1);
-        assert_eq!(session.note_accepted(u32::MAX, Some(1), true), None);
-        assert_eq!(session.note_accepted(0, Some(2), true), None);
+        assert_eq!(session.note_accepted(u32::MAX, vec![1], true), None);
+        assert_eq!(session.note_accepted(0, vec![2], true), None);
         let row = Accepted { range: (u32::MAX, 0), entries: vec![1, 2] };
-        assert_eq!(session.note_accepted(2, None, true), Some(row));
-        assert_eq!(session.note_accepted(3, None, false), Some(Accepted { range: (2, 2), entries: vec![] }));
+        assert_eq!(session.note_accepted(2, vec![], true), Some(row));
+        assert_eq!(session.note_accepted(3, vec![], false), Some(Accepted { range: (2, 2), entries: vec![] }));
     }
 }

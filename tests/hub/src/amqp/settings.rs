@@ -29,8 +29,6 @@ pub struct AmqpSettings {
     pub handshake_timeout: Duration,
     /// Time from our CLOSE to theirs.
     pub close_timeout: Duration,
-    /// How long links live on after their token's `se`.
-    pub token_grace: Duration,
     /// Session FLOWs leave `next-incoming-id` out, as the second-generation hub does (go-amqp #326).
     pub flow_without_next_incoming_id: bool,
     /// First `next-outgoing-id` and delivery-id of each session: near `u32::MAX` shows who cannot wrap.
@@ -62,7 +60,6 @@ impl Default for AmqpSettings {
             cbs_tokens_max: 1000,
             handshake_timeout: Duration::from_secs(30),
             close_timeout: Duration::from_secs(5),
-            token_grace: Duration::ZERO,
             flow_without_next_incoming_id: false,
             first_transfer_id: 0,
             disposition_ranges: true,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use fe2o3_amqp_types::definitions::Error;
 use fe2o3_amqp_types::messaging::DeliveryState;
+use fe2o3_amqp_types::performatives::Attach;
 
 use super::link::{Delivery, LinkId};
 
@@ -18,17 +19,21 @@ pub(crate) enum Timer {
     Link(LinkId, Due),
     /// Some token may be over.
     Grants,
+    /// An ATTACH that a fault held back, with the channel of its session.
+    Attach(u16, Box<Attach>),
 }
 
 /// What is due on a link.
 #[derive(Debug)]
 pub(crate) enum Due {
     /// The outcome of a delivery of the peer's.
-    Settle { delivery_id: u32, state: DeliveryState, ledger: Option<u64> },
+    Settle { delivery_id: u32, state: DeliveryState, entries: Vec<u64> },
     /// An answer of ours.
     Answer(Delivery),
     /// The end of the link.
     Detach(Error),
+    /// A message that a fault held back may go now.
+    Unhold,
 }
 
 /// Timers in order of their time, then of their making.

@@ -34,7 +34,7 @@ use hub::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs a test as a core of the gateway runs: one thread, one local set.
-pub fn on_a_core(test: impl Future<Output = ()>) {
+pub(crate) fn on_a_core(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
@@ -43,16 +43,16 @@ pub fn on_a_core(test: impl Future<Output = ()>) {
 }
 
 /// A hub and how a gateway reaches it.
-pub struct World {
-    pub hub: Option<Hub>,
-    pub settings: Settings,
-    pub metrics: Arc<Metrics>,
+pub(crate) struct World {
+    pub(crate) hub: Option<Hub>,
+    pub(crate) settings: Settings,
+    pub(crate) metrics: Arc<Metrics>,
     secrets: PathBuf,
 }
 
 /// Who judges devices.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Verify {
+pub(crate) enum Verify {
     /// The hub, by each device's token.
     Hub,
     /// The gateway; one policy token opens the connection.
@@ -60,12 +60,12 @@ pub enum Verify {
 }
 
 impl World {
-    pub fn new(verify: Verify) -> Self {
+    pub(crate) fn new(verify: Verify) -> Self {
         Self::with(verify, HubConfig::default(), |_| {})
     }
 
     /// A hub, and a gateway with limits for impatient tests, changed by `change`.
-    pub fn with(verify: Verify, config: HubConfig, change: impl FnOnce(&mut UpstreamLimits)) -> Self {
+    pub(crate) fn with(verify: Verify, config: HubConfig, change: impl FnOnce(&mut UpstreamLimits)) -> Self {
         let hub = Hub::start(config).unwrap();
         let secrets = directory();
         write(&secrets, "hub-ca", "ca.crt", hub.ca_pem());
@@ -81,51 +81,51 @@ impl World {
         Self { hub: Some(hub), settings, metrics: Arc::default(), secrets }
     }
 
-    pub fn hub(&self) -> &Hub {
+    pub(crate) fn hub(&self) -> &Hub {
         self.hub.as_ref().unwrap()
     }
 
     /// The gateway reaches the hub by WebSocket.
-    pub fn use_websocket(&mut self) {
+    pub(crate) fn use_websocket(&mut self) {
         let port = self.hub().addresses().https.port();
         let settings::Upstream::IotHub(iot_hub) = &mut self.settings.upstream else { unreachable!() };
         (iot_hub.transport, iot_hub.port) = (settings::Transport::AmqpWebSocket, port);
     }
 
-    pub fn upstream(&self) -> Upstream {
+    pub(crate) fn upstream(&self) -> Upstream {
         let secrets = Arc::new(UpstreamSecrets::load(&self.settings, &self.secrets).unwrap());
         let share = CoreShare { core: 0, cores: 1 };
         Upstream::new(Arc::new(self.settings.clone()), secrets, share, Arc::clone(&self.metrics))
     }
 
     /// A token of `device` with its own key, good for an hour.
-    pub fn token(&self, device: &str) -> (String, UnixSeconds) {
+    pub(crate) fn token(&self, device: &str) -> (String, UnixSeconds) {
         let connection_string = self.hub().connection_string(&hub::domain::Identity::device(device)).unwrap();
         let key = Key::from_base64(key_of(&connection_string).as_bytes()).unwrap();
         let expires = UnixSeconds(now().0 + 3600);
         (auth::sign(&key, &format!("localhost/devices/{device}"), expires, None), expires)
     }
 
-    pub fn inject(&self, fault: Fault) {
+    pub(crate) fn inject(&self, fault: Fault) {
         self.hub().inject(fault);
     }
 
     /// Message ids that the hub accepted from `device`, in order.
-    pub fn accepted(&self, device: &str) -> Vec<String> {
+    pub(crate) fn accepted(&self, device: &str) -> Vec<String> {
         let query = Query { device: Some(device), kind: Some(Kind::Telemetry), ..Query::default() };
-        let accepted = |entry: &hub::domain::Entry| entry.outcome == Some(hub::domain::Outcome::Accepted);
-        let entries = self.hub().ledger().entries(&query).into_iter().filter(accepted);
-        entries.map(|entry| entry.message_id.unwrap_or_default().to_string()).collect()
+        let mut entries = self.hub().ledger().entries(&query);
+        entries.retain(|entry| entry.outcome == Some(hub::domain::Outcome::Accepted));
+        entries.into_iter().map(|entry| entry.message_id.unwrap_or_default().to_string()).collect()
     }
 
     /// Transfers of telemetry that the hub saw from `device`, whatever became of them.
-    pub fn transfers(&self, device: &str) -> usize {
+    pub(crate) fn transfers(&self, device: &str) -> usize {
         let query = Query { device: Some(device), kind: Some(Kind::Telemetry), ..Query::default() };
         self.hub().ledger().entries(&query).len()
     }
 
     /// AMQP connections open at the hub.
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.hub().domain().connections.list().len()
     }
 }
@@ -136,7 +136,7 @@ impl Drop for World {
     }
 }
 
-pub fn now() -> UnixSeconds {
+pub(crate) fn now() -> UnixSeconds {
     UnixSeconds(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs())
 }
 
@@ -175,23 +175,23 @@ fn key_of(connection_string: &str) -> &str {
 }
 
 /// A device as its session would drive it.
-pub struct Device {
-    pub link: DeviceLink,
+pub(crate) struct Device {
+    pub(crate) link: DeviceLink,
     waiting: RefCell<VecDeque<UpstreamEvent>>,
 }
 
 impl Device {
-    pub fn open(upstream: &Upstream, id: &str) -> Self {
+    pub(crate) fn open(upstream: &Upstream, id: &str) -> Self {
         Self::try_open(upstream, id).unwrap()
     }
 
-    pub fn try_open(upstream: &Upstream, id: &str) -> Result<Self, Refused> {
+    pub(crate) fn try_open(upstream: &Upstream, id: &str) -> Result<Self, Refused> {
         let link = upstream.open(&DeviceId::new(id, None).unwrap())?;
         Ok(Self { link, waiting: RefCell::default() })
     }
 
     /// The next event, within patience.
-    pub async fn event(&self) -> UpstreamEvent {
+    pub(crate) async fn event(&self) -> UpstreamEvent {
         tokio::time::timeout(PATIENCE, self.next()).await.expect("no event came")
     }
 
@@ -208,17 +208,17 @@ impl Device {
     }
 
     /// Nothing comes for this long.
-    pub async fn hears_nothing_for(&self, time: Duration) {
+    pub(crate) async fn hears_nothing_for(&self, time: Duration) {
         if let Ok(event) = tokio::time::timeout(time, self.next()).await {
             panic!("unexpected {event:?}");
         }
     }
 
-    pub fn send(&self, slot: u16, message_id: &str) {
+    pub(crate) fn send(&self, slot: u16, message_id: &str) {
         self.send_sized(slot, message_id, 16);
     }
 
-    pub fn send_sized(&self, slot: u16, message_id: &str, payload_bytes: usize) {
+    pub(crate) fn send_sized(&self, slot: u16, message_id: &str, payload_bytes: usize) {
         let mut text = PropertyText::default();
         text.text.push_str(message_id);
         text.message_id = Some(0..message_id.len() as u32);
@@ -226,14 +226,14 @@ impl Device {
         self.link.send(Slot(slot), &Telemetry { text: &text, payload: &payload });
     }
 
-    pub async fn outcome(&self) -> (u16, Outcome) {
+    pub(crate) async fn outcome(&self) -> (u16, Outcome) {
         match self.event().await {
             UpstreamEvent::Outcome(slot, outcome) => (slot.0, outcome),
             other => panic!("expected an outcome, got {other:?}"),
         }
     }
 
-    pub async fn lost(&self) -> CloseCause {
+    pub(crate) async fn lost(&self) -> CloseCause {
         loop {
             match self.event().await {
                 UpstreamEvent::Lost(cause) => return cause,
@@ -243,21 +243,21 @@ impl Device {
         }
     }
 
-    pub async fn verdict(&self) -> Verdict {
+    pub(crate) async fn verdict(&self) -> Verdict {
         match self.event().await {
             UpstreamEvent::Authorized(verdict) => verdict,
             other => panic!("expected a verdict, got {other:?}"),
         }
     }
 
-    pub async fn command(&self) -> Command {
+    pub(crate) async fn command(&self) -> Command {
         match self.event().await {
             UpstreamEvent::Command(command) => command,
             other => panic!("expected a command, got {other:?}"),
         }
     }
 
-    pub async fn open_commands(&self, credit: u32) {
+    pub(crate) async fn open_commands(&self, credit: u32) {
         self.link.open_commands(credit);
         match self.event().await {
             UpstreamEvent::CommandsOpened(Ok(())) => {}
@@ -267,7 +267,7 @@ impl Device {
 
     /// Sends `count` messages `{prefix}0`… with at most `window` unsettled, as a session does, until all are accepted.
     /// Every outcome must be `Accepted`, once for each slot.
-    pub async fn send_all(&self, prefix: &str, count: u64, window: u16) {
+    pub(crate) async fn send_all(&self, prefix: &str, count: u64, window: u16) {
         let mut free: Vec<u16> = (0..window).collect();
         let mut under_way = BTreeMap::new();
         let mut sent = 0;
@@ -288,7 +288,7 @@ impl Device {
 }
 
 /// Waits until `condition` holds.
-pub async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     let patience = tokio::time::Instant::now() + PATIENCE;
     while !condition() {
         assert!(tokio::time::Instant::now() < patience, "waited in vain until {what}");

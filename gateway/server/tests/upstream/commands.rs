@@ -1,16 +1,17 @@
 //! Hub to device: the receiver, its credit, and what every settlement means to the hub.
 
-mod upstream_support;
-
 use std::{sync::Arc, time::Duration};
 
+use crate::support::{Device, Verify, World, on_a_core, until};
 use gateway::upstream::UpstreamEvent;
 use gateway_core::{
     message::{Refusal, Settlement},
     session::effect::CloseCause,
 };
-use hub::domain::{Action, C2dMessage, Fault, Identity, Point};
-use upstream_support::{Device, Verify, World, on_a_core, until};
+use hub::{
+    HubConfig,
+    domain::{Action, C2dMessage, Fault, Identity, Point},
+};
 
 /// Puts a command for `device` into the hub's queue.
 fn enqueue(world: &World, device: &str, message_id: &str) {
@@ -36,6 +37,13 @@ fn enqueue(world: &World, device: &str, message_id: &str) {
 
 fn depth(world: &World, device: &str) -> usize {
     world.hub().domain().c2d.depth(&Identity::device(device))
+}
+
+/// A hub that takes a command back soon when nobody settles it (the real one: 60 s).
+fn world_with_short_locks() -> World {
+    let mut config = HubConfig::default();
+    config.settings.c2d.lock_ms = 300;
+    World::with(Verify::Local, config, |_| {})
 }
 
 async fn ready(world: &World, credit: u32) -> (gateway::upstream::Upstream, Device) {
@@ -99,7 +107,7 @@ fn no_more_commands_are_under_way_than_the_window() {
 #[test]
 fn unsettled_commands_come_again_after_the_connection_is_lost_and_old_tags_count_for_nothing() {
     on_a_core(async {
-        let world = World::new(Verify::Local);
+        let world = world_with_short_locks();
         let (_upstream, device) = ready(&world, 16).await;
         enqueue(&world, "d1", "c1");
         let old = device.command().await;
@@ -110,6 +118,7 @@ fn unsettled_commands_come_again_after_the_connection_is_lost_and_old_tags_count
         device.link.settle(old.tag, Settlement::Accepted);
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(depth(&world, "d1"), 1);
+        // the lock of `again` has not run out yet
         device.link.settle(again.tag, Settlement::Accepted);
         until("the queue is empty", || depth(&world, "d1") == 0).await;
     });
@@ -118,7 +127,7 @@ fn unsettled_commands_come_again_after_the_connection_is_lost_and_old_tags_count
 #[test]
 fn a_device_that_leaves_gives_its_commands_back() {
     on_a_core(async {
-        let world = World::new(Verify::Local);
+        let world = world_with_short_locks();
         let (upstream, device) = ready(&world, 16).await;
         enqueue(&world, "d1", "c1");
         device.command().await;

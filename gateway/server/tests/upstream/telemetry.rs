@@ -1,16 +1,14 @@
 //! Device to hub, against a real hub on real sockets: nothing is lost, order is kept, every outcome comes back once.
 
-mod upstream_support;
-
 use std::time::Duration;
 
+use crate::support::{Device, Verify, World, on_a_core, until};
 use gateway_core::message::{Outcome, Refusal};
 use gateway_core::session::effect::{CloseCause, Slot};
 use hub::{
     HubConfig,
     domain::{Action, Fault, Point},
 };
-use upstream_support::{Device, Verify, World, on_a_core, until};
 
 fn ids(prefix: &str, count: u64) -> Vec<String> {
     (0..count).map(|n| format!("{prefix}{n}")).collect()
@@ -212,15 +210,18 @@ fn an_unknown_device_is_let_go() {
 #[test]
 fn no_credit_holds_messages_back_until_the_bound() {
     on_a_core(async {
-        let world =
-            World::with(Verify::Local, HubConfig::default(), |limits| limits.outage_max = Duration::from_millis(700));
+        let mut config = HubConfig::default();
+        config.amqp.link_credit = 1;
+        let world = World::with(Verify::Local, config, |limits| limits.outage_max = Duration::from_millis(700));
         world.hub().add_device("d1").unwrap();
         let upstream = world.upstream();
         let device = Device::open(&upstream, "d1");
         world.inject(Fault::new(Action::NoCredit).at(Point::Attach));
-        device.send(1, "m");
+        device.send(1, "a-0");
+        device.send(2, "a-1");
+        assert_eq!(device.outcome().await, (1, Outcome::Accepted));
         device.hears_nothing_for(Duration::from_millis(300)).await;
-        assert_eq!(device.outcome().await, (1, Outcome::Unreachable));
+        assert_eq!(device.outcome().await, (2, Outcome::Unreachable));
         assert_eq!(device.lost().await, CloseCause::HubUnreachable);
     });
 }
