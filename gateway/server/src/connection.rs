@@ -161,7 +161,12 @@ impl Connection {
         self.take_signals(cx, core, bench, now);
         self.take_events(cx, core, bench, now);
         self.check_time(core, bench, now);
+        let had_link = self.link.is_some();
         let read = self.receive(cx, core, bench, now);
+        if !had_link {
+            // the CONNECT may just have made one: it must know whom to wake
+            self.take_events(cx, core, bench, now);
+        }
         self.write_out(cx, core, bench, now);
         self.say_goodbye(cx, bench, now);
         self.note_in_flight(core);

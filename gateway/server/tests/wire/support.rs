@@ -11,6 +11,10 @@ use std::{
 use device::script::{Device, Login, Transport};
 use gateway::server::{Gateway, Options};
 use gateway_core::config::GatewayConfig;
+use hub::{
+    Hub, HubConfig,
+    domain::{Identity, Kind, Outcome, Query},
+};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 /// The hub in user names and tokens.
@@ -25,6 +29,17 @@ pub struct World {
     pub folder: Folder,
     /// Takes connections and never says a word.
     pub mute_hub: Option<TcpListener>,
+    /// A real one, with the devices `d1` to `d9` and keys of its own.
+    pub hub: Option<Hub>,
+}
+
+/// Who judges devices.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Verify {
+    /// The hub, by each device's token.
+    Hub,
+    /// The gateway, by [`KEY`].
+    Local,
 }
 
 /// A directory that goes with its owner.
@@ -44,13 +59,40 @@ impl World {
         Self { mute_hub: Some(mute_hub), ..world }
     }
 
-    pub fn start(yaml: &str) -> Self {
+    /// A gateway in front of a real hub.
+    pub fn with_hub(verify: Verify, more_yaml: &str) -> Self {
+        let hub = Hub::start(HubConfig::default()).unwrap();
+        for n in 1..=9 {
+            hub.add_device(&format!("d{n}")).unwrap();
+        }
         let (folder, certificates) = (Folder::new(), Certificates::new());
-        write_secrets(folder.path(), &certificates);
+        folder.write("hub-ca/ca.crt", hub.ca_pem());
+        let mut yaml =
+            local_yaml(hub.addresses().amqps.port(), more_yaml).replace("caSecretName: ca}", "caSecretName: hub-ca}");
+        if verify == Verify::Hub {
+            yaml = yaml.replace("{verify: Local, deviceKeys: {secretName: device-keys}}", "{verify: Hub}");
+            yaml = yaml.replace("  x509: {clientCASecretName: ca}\n", "");
+            yaml = yaml.replace("policy: {name: device, secretName: policy}, ", "");
+        }
+        let policy = hub.policy_connection_string("device").unwrap();
+        let world = Self::start_in(folder, certificates, &yaml, Some(key_of(&policy)));
+        Self { hub: Some(hub), ..world }
+    }
+
+    pub fn start(yaml: &str) -> Self {
+        Self::start_in(Folder::new(), Certificates::new(), yaml, None)
+    }
+
+    fn start_in(folder: Folder, certificates: Certificates, yaml: &str, policy_key: Option<&str>) -> Self {
+        if std::env::var_os("RUST_LOG").is_some() {
+            // the second test of a run finds logging started
+            let _started = gateway::logging::init(gateway::logging::Format::Text, "info");
+        }
+        write_secrets(&folder, &certificates, policy_key.unwrap_or(KEY));
         let settings =
             GatewayConfig::parse(yaml).unwrap().check().unwrap_or_else(|errors| panic!("{errors:#?}\n{yaml}"));
         let options = Options { cores: 2, secrets: folder.path().to_owned() };
-        Self { gateway: Gateway::start(settings, &options).unwrap(), certificates, folder, mute_hub: None }
+        Self { gateway: Gateway::start(settings, &options).unwrap(), certificates, folder, mute_hub: None, hub: None }
     }
 
     /// Address of the listener `plain`, `mqtts` or `wss`.
@@ -83,6 +125,24 @@ impl World {
     /// A connected device over the plain listener.
     pub fn connect(&self, device: &str) -> Device {
         Device::connect(self.address("plain"), &Transport::Plain, &login(device)).unwrap()
+    }
+
+    pub fn hub(&self) -> &Hub {
+        self.hub.as_ref().expect("a world with a hub")
+    }
+
+    /// A login with the key that the hub gave this device.
+    pub fn hub_login(&self, device: &str) -> Login {
+        let connection_string = self.hub().connection_string(&Identity::device(device)).unwrap();
+        Login::with_key(HUB, device, key_of(&connection_string)).unwrap()
+    }
+
+    /// Message ids of telemetry that the hub accepted from `device`, in order.
+    pub fn stored(&self, device: &str) -> Vec<String> {
+        let query = Query { device: Some(device), kind: Some(Kind::Telemetry), ..Query::default() };
+        let mut entries = self.hub().ledger().entries(&query);
+        entries.retain(|entry| entry.outcome == Some(Outcome::Accepted));
+        entries.into_iter().map(|entry| entry.message_id.unwrap_or_default().to_string()).collect()
     }
 
     /// Waits until a line of the metrics has this value.
@@ -125,17 +185,26 @@ admin: {{port: 0}}
     )
 }
 
-fn write_secrets(root: &Path, certificates: &Certificates) {
-    let write = |file: &str, text: &str| {
-        let path = root.join(file);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    };
+/// Waits until something is so.
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(Instant::now() < until, "not within patience: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn key_of(connection_string: &str) -> &str {
+    connection_string.rsplit_once("SharedAccessKey=").unwrap().1
+}
+
+fn write_secrets(folder: &Folder, certificates: &Certificates, policy_key: &str) {
+    let write = |file: &str, text: &str| folder.write(file, text);
     let (chain, key) = certificates.issue("localhost");
     write("tls/tls.crt", &chain);
     write("tls/tls.key", &key);
     write("ca/ca.crt", &certificates.ca_pem);
-    write("policy/key", KEY);
+    write("policy/key", policy_key);
     let keys: Vec<_> = (1..=9).map(|n| format!("d{n} {KEY}")).chain([format!("d1/m1 {KEY}")]).collect();
     write("device-keys/keys", &keys.join("\n"));
 }
@@ -170,6 +239,12 @@ impl Folder {
 
     pub fn path(&self) -> &Path {
         &self.0
+    }
+
+    pub fn write(&self, file: &str, text: &str) {
+        let path = self.0.join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
     }
 }
 
