@@ -277,3 +277,26 @@ fn many_devices_share_few_amqp_connections_and_nothing_is_lost() {
     // one per core
     assert!(world.hub().domain().connections.list().len() <= 2);
 }
+
+#[test]
+fn an_unmodified_client_publishes_subscribes_and_is_answered() {
+    let world = World::with_hub(Verify::Local, "");
+    let login = login("d1");
+    let mut options = rumqttc::MqttOptions::new("d1", "127.0.0.1", world.address("plain").port());
+    options.set_credentials(login.user_name.unwrap(), login.password.unwrap());
+    let (client, mut connection) = rumqttc::Client::new(options, 10);
+    client.subscribe("devices/d1/messages/devicebound/#", rumqttc::QoS::AtLeastOnce).unwrap();
+    for n in 0..5 {
+        client.publish(topic("d1", n), rumqttc::QoS::AtLeastOnce, false, "x").unwrap();
+    }
+    command(&world, "hello");
+    let (mut acknowledged, mut received) = (0, false);
+    while acknowledged < 5 || !received {
+        match connection.recv_timeout(Duration::from_secs(10)).unwrap().unwrap() {
+            rumqttc::Event::Incoming(rumqttc::Packet::PubAck(_)) => acknowledged += 1,
+            rumqttc::Event::Incoming(rumqttc::Packet::Publish(publish)) => received = publish.payload == "hello",
+            _ => {}
+        }
+    }
+    assert_eq!(world.stored("d1"), ["0", "1", "2", "3", "4"]);
+}
