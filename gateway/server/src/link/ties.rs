@@ -155,16 +155,14 @@ impl State {
         let endpoint = self.endpoint.as_mut().ok_or(Refused::Gone)?;
         let links_max = self.pool.target.limits.links_per_session_max;
         let session = Session { id: endpoint.begin()?, links: 0, links_max, ended: false };
-        match self.sessions.iter().position(|session| session.ended && session.links == 0) {
-            Some(index) => {
-                self.sessions[index] = session;
-                Ok(index)
-            }
-            None => {
-                self.sessions.push(session);
-                Ok(self.sessions.len() - 1)
-            }
+        let unused = self.sessions.iter().position(|session| session.ended && session.links == 0);
+        let index = unused.unwrap_or(self.sessions.len());
+        if index == self.sessions.len() {
+            self.sessions.push(session);
+        } else {
+            self.sessions[index] = session;
         }
+        Ok(index)
     }
 
     /// Sessions and handles are used up: no new device here, and this one waits for a link to end.
