@@ -156,7 +156,7 @@ fn protocol_of(name: &str) -> Option<Protocol> {
 }
 
 fn entry(info: ConnectionInfo) -> ConnectionEntry {
-    let since = jiff::Timestamp::from_second(info.since.0 as i64).unwrap_or_default();
+    let since = jiff::Timestamp::from_second(info.since.0.cast_signed()).unwrap_or_default();
     ConnectionEntry {
         device: info.device.to_string(),
         since: since.to_string(),

@@ -6,10 +6,10 @@
 
 mod ending;
 mod hands;
+mod output;
 
 use std::{
     future::Future,
-    io,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -18,7 +18,6 @@ use std::{
 use gateway_core::{
     auth::Verdict,
     codec::{self, Decoded},
-    message::DeviceId,
     session::{
         self, InFlight, Session,
         effect::{CloseCause, Effects},
@@ -27,7 +26,7 @@ use gateway_core::{
     time::{Millis, Now},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, ReadBuf},
     net::TcpStream,
     sync::OwnedSemaphorePermit,
 };
@@ -36,8 +35,9 @@ use tracing::debug;
 use self::{ending::Ending, hands::Hands};
 use crate::{
     core::{Bench, Core},
-    metrics::{ConnectResult, End, Limit, TransportFault, label_of},
+    metrics::{ConnectResult, End, Limit, TransportFault},
     presence::Place,
+    server::protocol_name,
     transport::{Transport, wrong_port},
     upstream::{DeviceLink, UpstreamEvent},
     wheel::Tick,
@@ -116,6 +116,7 @@ impl Future for Connection {
         let this = self.get_mut();
         let core = Rc::clone(&this.core);
         let mut bench = core.bench.borrow_mut();
+        bench.mend();
         let over = this.turn(cx, &core, &mut bench);
         bench.output.clear();
         bench.output.shrink_to(SPARE_BYTES_MAX * 16);
@@ -217,7 +218,7 @@ impl Connection {
                 UpstreamEvent::CommandsOpened(opened) => {
                     self.with_session(core, bench, now, |session, context, out| {
                         session.handle_commands_opened(context, opened, now, out);
-                    })
+                    });
                 }
                 UpstreamEvent::Command(command) => self.with_session(core, bench, now, |session, _, out| {
                     session.handle_command(&command, out);
@@ -434,53 +435,11 @@ impl Connection {
         core.metrics.connects.at(ConnectResult::Accepted).inc();
         let older = core.shared.presence.enter(device, self.place);
         if let Some(entry) = core.roster.borrow_mut().get_mut(self.place.key as usize) {
-            debug!(%device, address = %entry.address, protocol = ?entry.protocol, "device connected");
+            debug!(%device, address = %entry.address, protocol = protocol_name(entry.protocol), "device connected");
             entry.device = Some((device.clone(), now.unix));
         }
         if let Some(older) = older {
             core.take_over(older);
-        }
-    }
-
-    /// The end begins: it is counted and told once, and the device is no longer listed.
-    fn begin_ending(&mut self, core: &Rc<Core>, bench: &mut Bench, fault: Option<End>, now: Now) {
-        if matches!(self.phase, Phase::Ending(_) | Phase::Over) {
-            return;
-        }
-        let (end, why) = match (fault, self.session.ended()) {
-            (Some(end), _) => (end, ""),
-            (None, Some(ended)) => (ended.refused.map_or(End::Closed(ended.cause), End::Refused), ended.why),
-            (None, None) => (End::Closed(CloseCause::Gone), ""),
-        };
-        self.phase = Phase::Ending(Ending::new(end, now));
-        self.partial = Vec::new();
-        self.tell_end(core, end, why);
-        // a session that knows nothing of the fault still has a Will to send
-        self.with_session(core, bench, now, |session, context, out| {
-            session.handle_close(context, CloseCause::Gone, out);
-        });
-        // what was handed over, the Will too, still settles without us
-        self.link = None;
-    }
-
-    fn tell_end(&mut self, core: &Core, end: End, why: &str) {
-        let mut roster = core.roster.borrow_mut();
-        let entry = roster.get_mut(self.place.key as usize);
-        let (address, device) = entry.map(|entry| (entry.address, entry.device.take())).unzip();
-        let device = device.flatten().map(|(device, _)| device);
-        if let Some(device) = &device {
-            core.shared.presence.leave(device, self.place);
-        }
-        let cause = label_of(end);
-        if std::mem::take(&mut self.accepted) {
-            core.metrics.connections.add(-1);
-            core.metrics.disconnects.at(end).inc();
-            debug!(device = device.as_ref().map(DeviceId::as_str), ?address, cause, why, "device disconnected");
-        } else {
-            core.metrics.handshakes.add(-1);
-            core.metrics.connects.at(ConnectResult::Refused).inc();
-            core.metrics.refused.at(end).inc();
-            debug!(?address, protocol = ?self.protocol, reason = cause, why, "connection refused");
         }
     }
 
@@ -495,97 +454,6 @@ impl Connection {
             return;
         }
         self.with_session(core, bench, now, |session, context, out| session.handle_close(context, cause, out));
-    }
-
-    /// The one write of the turn.
-    fn write_out(&mut self, cx: &mut Context<'_>, core: &Rc<Core>, bench: &mut Bench, now: Now) {
-        if matches!(self.phase, Phase::Over) {
-            return;
-        }
-        let Bench { output, buffers, .. } = bench;
-        let sealed = match &mut self.phase {
-            Phase::Ending(ending) => {
-                ending.seal(&mut self.transport, output, buffers);
-                Ok(())
-            }
-            _ => self.transport.seal(output, buffers),
-        };
-        output.clear();
-        if let Err(fault) = sealed {
-            self.fail(core, bench, fault, now);
-        }
-        let wire = &bench.buffers.wire;
-        if !self.unsent.is_empty() {
-            self.unsent.extend_from_slice(wire);
-            let unsent = std::mem::take(&mut self.unsent);
-            match self.write(cx, &unsent) {
-                Ok(written) => self.keep_unsent(unsent, written, core, now),
-                Err(_) => self.lose(core, bench, now),
-            }
-        } else if !wire.is_empty() {
-            let wire = std::mem::take(&mut bench.buffers.wire);
-            match self.write(cx, &wire) {
-                Ok(written) if written == wire.len() => {}
-                Ok(written) => {
-                    self.unsent_since = now.monotonic;
-                    self.keep_unsent(wire[written..].to_vec(), 0, core, now);
-                }
-                Err(_) => self.lose(core, bench, now),
-            }
-            bench.buffers.wire = wire;
-        }
-        bench.buffers.wire.clear();
-    }
-
-    /// Writes until everything is out or the socket is full, and is woken when it has room again.
-    fn write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<usize> {
-        let Some(stream) = &mut self.stream else { return Err(io::ErrorKind::NotConnected.into()) };
-        let mut written = 0;
-        while written < bytes.len() {
-            match Pin::new(&mut *stream).poll_write(cx, &bytes[written..]) {
-                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(Ok(bytes)) => written += bytes,
-                Poll::Ready(Err(error)) => return Err(error),
-                Poll::Pending => break,
-            }
-        }
-        Ok(written)
-    }
-
-    fn keep_unsent(&mut self, mut unsent: Vec<u8>, written: usize, core: &Core, now: Now) {
-        if written > 0 {
-            unsent.drain(..written);
-            self.unsent_since = now.monotonic;
-        }
-        if unsent.len() > core.settings.limits.output_bytes_max && !self.paused {
-            core.metrics.limits.at(Limit::DeviceOutput).inc();
-        }
-        self.unsent = if unsent.is_empty() { Vec::new() } else { unsent };
-    }
-
-    /// The socket is broken: nothing can be written, nothing will come.
-    fn lose(&mut self, core: &Rc<Core>, bench: &mut Bench, now: Now) {
-        self.close(core, bench, CloseCause::Gone, now);
-        self.unsent = Vec::new();
-        if let Phase::Ending(ending) = &mut self.phase {
-            ending.peer_gone();
-        }
-    }
-
-    /// Closes the socket once the last bytes are out and the device had a moment to read them.
-    fn say_goodbye(&mut self, cx: &mut Context<'_>, bench: &mut Bench, now: Now) {
-        let (Phase::Ending(ending), Some(stream)) = (&mut self.phase, &mut self.stream) else { return };
-        if ending.poll(cx, stream, &mut bench.raw, self.unsent.is_empty(), now).is_ready() {
-            self.stream = None;
-            self.unsent = Vec::new();
-            self.transport = Transport::Plain;
-            self.phase = Phase::Over;
-        }
-    }
-
-    fn write_deadline(&self, core: &Core) -> Option<Millis> {
-        let stuck = !self.unsent.is_empty() && matches!(self.phase, Phase::Serving);
-        stuck.then(|| self.unsent_since.after(core.settings.limits.write_timeout))
     }
 
     /// We do not read because the session's window or our own output is full.
@@ -612,7 +480,10 @@ impl Connection {
         if now == self.in_flight {
             return;
         }
-        core.metrics.down.inflight.add(now.commands as i64 - self.in_flight.commands as i64);
+        core.metrics
+            .down
+            .inflight
+            .add(now.commands.cast_signed() as i64 - self.in_flight.commands.cast_signed() as i64);
         self.in_flight = now;
         if let Some(entry) = core.roster.borrow_mut().get_mut(self.place.key as usize) {
             entry.in_flight = now;
@@ -641,7 +512,18 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.core.metrics.down.inflight.add(-(self.in_flight.commands as i64));
+        self.core.metrics.down.inflight.add(-(self.in_flight.commands.cast_signed() as i64));
         self.core.dismiss(self.place, self.armed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Connection;
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        // a task of its own, times tens of thousands
+        assert!(size_of::<Connection>() <= 640, "{} bytes", size_of::<Connection>());
     }
 }

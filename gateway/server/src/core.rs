@@ -156,6 +156,22 @@ pub struct Clock {
     looked: Cell<u64>,
 }
 
+impl Bench {
+    fn new(context: session::Context) -> Self {
+        let raw = vec![0; READ_BYTES].into_boxed_slice();
+        Self { context, raw, buffers: Buffers::default(), output: Vec::new() }
+    }
+
+    /// Replaces what a connection that panicked in its turn did not give back.
+    pub fn mend(&mut self) {
+        if self.raw.len() != READ_BYTES {
+            self.raw = vec![0; READ_BYTES].into_boxed_slice();
+            self.output.clear();
+            self.buffers.clear();
+        }
+    }
+}
+
 impl Clock {
     /// Counts from `start`.
     pub fn new(start: Instant) -> Self {
@@ -236,12 +252,7 @@ impl Core {
         let share = CoreShare { core: index, cores: shared.registry.cores.len() as u16 };
         let upstream = Upstream::new(Arc::clone(&settings), secrets, share, Arc::clone(&metrics));
         let context = session::Context::new(Arc::clone(&settings), Pipeline::new(&settings));
-        let bench = Bench {
-            context,
-            raw: vec![0; READ_BYTES].into_boxed_slice(),
-            buffers: Buffers::default(),
-            output: Vec::new(),
-        };
+        let bench = Bench::new(context);
         Rc::new(Self {
             index,
             settings,
@@ -358,7 +369,7 @@ impl Core {
     async fn turn_wheel(self: Rc<Self>) {
         loop {
             let first = self.wheel.first();
-            let wait = first.map_or(Duration::from_secs(3600), |tick| tick.millis().since(self.clock.monotonic()));
+            let wait = first.map_or(Duration::from_hours(1), |tick| tick.millis().since(self.clock.monotonic()));
             let earlier = std::future::poll_fn(|cx| self.wheel.poll_earlier(first, cx));
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}

@@ -1,5 +1,7 @@
 //! Log lines as text or JSON, to standard error.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::{EnvFilter, fmt};
 
 /// Shape of a log line.
@@ -21,7 +23,7 @@ pub fn init(format: Format, level: &str) -> Result<(), String> {
         .map_err(|error| format!("log level `{directives}`: {error}; expected e.g. `info` or `gateway=debug`"))?;
     let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {
-        Format::Text => lines.with_target(false).try_init(),
+        Format::Text => lines.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
         Format::Json => lines.json().flatten_event(true).try_init(),
     };
     started.map_err(|error| error.to_string())

@@ -10,7 +10,7 @@ use gateway::{
     server::{Gateway, Options, StartError},
 };
 use gateway_core::{config::GatewayConfig, settings::Settings};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 /// Exit code of a wrong configuration or command line.
@@ -95,20 +95,6 @@ fn read_settings(arguments: &Arguments) -> Result<Settings, Vec<String>> {
 }
 
 fn run(settings: Settings, arguments: &Arguments) -> ExitCode {
-    let available = std::thread::available_parallelism().map_or(1, usize::from);
-    let cores = arguments.cores.map_or(available, usize::from);
-    let options = Options { cores, secrets: arguments.secrets.clone() };
-    let gateway = match Gateway::start(settings, &options) {
-        Ok(gateway) => gateway,
-        Err(error @ StartError::Secrets(_)) => {
-            eprintln!("{error}");
-            return ExitCode::from(EXIT_CONFIGURATION);
-        }
-        Err(error) => {
-            error!("{error}");
-            return ExitCode::FAILURE;
-        }
-    };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -116,16 +102,37 @@ fn run(settings: Settings, arguments: &Arguments) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    runtime.block_on(until_told(gateway))
+    runtime.block_on(async {
+        // before anything is served: a signal must never end it the hard way
+        let (Ok(terminate), Ok(interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+            error!("signals cannot be watched");
+            return ExitCode::FAILURE;
+        };
+        match start(settings, arguments) {
+            Ok(gateway) => until_told(gateway, terminate, interrupt).await,
+            Err(code) => code,
+        }
+    })
+}
+
+fn start(settings: Settings, arguments: &Arguments) -> Result<Gateway, ExitCode> {
+    let available = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = arguments.cores.map_or(available, usize::from);
+    let options = Options { cores, secrets: arguments.secrets.clone() };
+    Gateway::start(settings, &options).map_err(|error| match error {
+        StartError::Secrets(_) => {
+            eprintln!("{error}");
+            ExitCode::from(EXIT_CONFIGURATION)
+        }
+        error => {
+            error!("{error}");
+            ExitCode::FAILURE
+        }
+    })
 }
 
 /// Serves until a signal, then drains; a second signal does not wait.
-async fn until_told(mut gateway: Gateway) -> ExitCode {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        error!("signals cannot be watched");
-        return ExitCode::FAILURE;
-    };
+async fn until_told(mut gateway: Gateway, mut terminate: Signal, mut interrupt: Signal) -> ExitCode {
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: draining"),
         _ = interrupt.recv() => info!("SIGINT: draining"),

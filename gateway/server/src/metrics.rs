@@ -218,7 +218,7 @@ mod tests {
         let histogram = Histogram::default();
         histogram.observe_us(100);
         histogram.observe_us(101);
-        histogram.observe(Duration::from_secs(60));
+        histogram.observe(Duration::from_mins(1));
         let counts = histogram.counts();
         assert_eq!((counts[0], counts[1], counts[BUCKETS_US.len()]), (1, 1, 1));
         assert_eq!(histogram.sum_us(), 60_000_201);

@@ -280,8 +280,7 @@ mod tests {
         folder.write("tls/..1/tls.crt", "one");
         folder.write("tls/..2/tls.crt", "two");
         let link = |to: &str, at: &str| {
-            let at = folder.0.join("tls").join(at);
-            let new = at.with_extension("new");
+            let (at, new) = (folder.0.join("tls").join(at), folder.0.join("new-link"));
             std::os::unix::fs::symlink(to, &new).unwrap();
             fs::rename(new, at).unwrap();
         };

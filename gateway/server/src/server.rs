@@ -138,7 +138,7 @@ impl Gateway {
 
     fn announce(&self) {
         for (name, protocol, address) in &self.listeners {
-            info!(listener = name, ?protocol, %address, "listening");
+            info!(listener = name, protocol = protocol_name(*protocol), %address, "listening");
             if *protocol == Protocol::MqttPlain {
                 warn!(listener = name, "MQTTPlain has no encryption: it is for loopback and tests only");
             }

@@ -2,11 +2,13 @@
 
 use std::{
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use gateway_core::{
+    message::DeviceId,
     session::effect::CloseCause,
     time::{Millis, Now},
 };
@@ -15,8 +17,13 @@ use tokio::{
     net::TcpStream,
 };
 
+use tracing::debug;
+
+use super::{Connection, Phase};
 use crate::{
-    metrics::{End, TransportFault},
+    core::{Bench, Core},
+    metrics::{ConnectResult, End, TransportFault, label_of},
+    server::protocol_name,
     transport::{Buffers, Transport},
     websocket::CloseCode,
 };
@@ -82,6 +89,61 @@ impl Ending {
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => return Poll::Pending,
             }
+        }
+    }
+}
+
+impl Connection {
+    /// The end begins: it is counted and told once, and the device is no longer listed.
+    pub(super) fn begin_ending(&mut self, core: &Rc<Core>, bench: &mut Bench, fault: Option<End>, now: Now) {
+        if matches!(self.phase, Phase::Ending(_) | Phase::Over) {
+            return;
+        }
+        let (end, why) = match (fault, self.session.ended()) {
+            (Some(end), _) => (end, ""),
+            (None, Some(ended)) => (ended.refused.map_or(End::Closed(ended.cause), End::Refused), ended.why),
+            (None, None) => (End::Closed(CloseCause::Gone), ""),
+        };
+        self.phase = Phase::Ending(Ending::new(end, now));
+        self.partial = Vec::new();
+        self.tell_end(core, end, why);
+        // a session that knows nothing of the fault still has a Will to send
+        self.with_session(core, bench, now, |session, context, out| {
+            session.handle_close(context, CloseCause::Gone, out);
+        });
+        // what was handed over, the Will too, still settles without us
+        self.link = None;
+    }
+
+    fn tell_end(&mut self, core: &Core, end: End, why: &str) {
+        let mut roster = core.roster.borrow_mut();
+        let entry = roster.get_mut(self.place.key as usize);
+        let (address, device) = entry.map(|entry| (entry.address, entry.device.take())).unzip();
+        let device = device.flatten().map(|(device, _)| device);
+        if let Some(device) = &device {
+            core.shared.presence.leave(device, self.place);
+        }
+        let cause = label_of(end);
+        if std::mem::take(&mut self.accepted) {
+            core.metrics.connections.add(-1);
+            core.metrics.disconnects.at(end).inc();
+            debug!(device = device.as_ref().map(DeviceId::as_str), ?address, cause, why, "device disconnected");
+        } else {
+            core.metrics.handshakes.add(-1);
+            core.metrics.connects.at(ConnectResult::Refused).inc();
+            core.metrics.refused.at(end).inc();
+            debug!(?address, protocol = protocol_name(self.protocol), reason = cause, why, "connection refused");
+        }
+    }
+
+    /// Closes the socket once the last bytes are out and the device had a moment to read them.
+    pub(super) fn say_goodbye(&mut self, cx: &mut Context<'_>, bench: &mut Bench, now: Now) {
+        let (Phase::Ending(ending), Some(stream)) = (&mut self.phase, &mut self.stream) else { return };
+        if ending.poll(cx, stream, &mut bench.raw, self.unsent.is_empty(), now).is_ready() {
+            self.stream = None;
+            self.unsent = Vec::new();
+            self.transport = Transport::Plain;
+            self.phase = Phase::Over;
         }
     }
 }

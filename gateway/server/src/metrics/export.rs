@@ -137,8 +137,9 @@ impl Registry {
     }
 
     fn messages(&self, out: &mut Vec<MetricFamily>) {
-        let directions: [(&str, &[&str; 4], fn(&Metrics) -> &Messages); 2] =
-            [("up", &Messages::UP, |core| &core.up), ("down", &Messages::DOWN, |core| &core.down)];
+        type OfDirection = fn(&Metrics) -> &Messages;
+        let (up, down): (OfDirection, OfDirection) = (|core| &core.up, |core| &core.down);
+        let directions = [("up", &Messages::UP, up), ("down", &Messages::DOWN, down)];
         let mut counts = Vec::new();
         let (mut bytes, mut inflight, mut settle) = (Vec::new(), Vec::new(), Vec::new());
         for (direction, outcomes, of) in directions {

@@ -236,11 +236,11 @@ mod tests {
         match payload.len() {
             short @ 0..=125 => out.push(0x80 | short as u8),
             medium @ 126..=0xFFFF => {
-                out.push(0x80 | 126);
+                out.push(0xFE);
                 out.extend_from_slice(&(medium as u16).to_be_bytes());
             }
             long => {
-                out.push(0x80 | 127);
+                out.push(0xFF);
                 out.extend_from_slice(&(long as u64).to_be_bytes());
             }
         }
@@ -325,7 +325,7 @@ mod tests {
         check(frame(9, b"fragmented ping"), protocol, frame_fault);
         check(frame(FIN | 9, &[0; 126]), protocol, frame_fault);
         check(frame(FIN | 3, b"reserved opcode"), protocol, frame_fault);
-        let huge = [&[FIN | 2, 0x80 | 127][..], &u64::MAX.to_be_bytes()].concat();
+        let huge = [&[FIN | 2, 0xFF][..], &u64::MAX.to_be_bytes()].concat();
         check(huge, CloseCode::TooBig, TransportFault::WebSocketTooLarge);
     }
 }

@@ -350,7 +350,8 @@ fn write_publish(plain: &mut Vec<u8>, topic: &str, plan: &Plan, sequence: u64, p
     match &plan.run {
         None => packet::publish(plain, topic, payload, Some(packet_id), dup, false),
         Some(run) => {
-            packet::publish(plain, &format!("{topic}%24.mid={run}-{sequence}"), payload, Some(packet_id), dup, false)
+            let topic = format!("{topic}%24.mid={run}-{sequence}");
+            packet::publish(plain, &topic, payload, Some(packet_id), dup, false);
         }
     }
 }

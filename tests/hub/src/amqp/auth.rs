@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::connection::{Connection, Now};
 use super::error;
 use super::timer::Timer;
-use crate::domain::{AuthError, Authentication, Claims, Domain, HubError, Identity, Permissions, Proof, Scope};
+use crate::domain::{AuthError, Claims, HubError, Identity, Permissions, Scope};
 
 /// An entry of [`Grants`], for as long as the connection lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,41 +98,6 @@ impl Grants {
     }
 }
 
-/// A certificate that a client showed in TLS.
-#[derive(Clone, Debug)]
-pub struct ClientCertificate {
-    /// SHA-1 and SHA-256 of its DER form, upper-case hex digits.
-    thumbprints: [String; 2],
-}
-
-impl ClientCertificate {
-    /// From the certificate's DER form.
-    pub fn new(der: &[u8]) -> Self {
-        let thumbprint = |algorithm| {
-            let digest = aws_lc_rs::digest::digest(algorithm, der);
-            digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect()
-        };
-        let sha1 = &aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY;
-        Self { thumbprints: [thumbprint(sha1), thumbprint(&aws_lc_rs::digest::SHA256)] }
-    }
-
-    /// The claims that the certificate gives an identity.
-    fn claims(&self, domain: &Domain, identity: &Identity) -> Result<Claims, AuthError> {
-        let unknown = if identity.module.is_some() { AuthError::UnknownModule } else { AuthError::UnknownDevice };
-        let record = domain.registry.get(identity).ok_or(unknown)?;
-        let Authentication::SelfSigned { primary, secondary } = &record.registration.authentication else {
-            return Err(AuthError::Certificate);
-        };
-        let known = [primary, secondary].into_iter().flatten();
-        let fits =
-            known.into_iter().any(|thumbprint| self.thumbprints.iter().any(|own| own.eq_ignore_ascii_case(thumbprint)));
-        if !fits {
-            return Err(AuthError::Certificate);
-        }
-        Ok(Claims { scope: Scope::Device { identity: identity.clone(), proof: Proof::X509 }, expires: u64::MAX })
-    }
-}
-
 impl Connection {
     fn is_live(&self, claims: &Claims, now: Now) -> bool {
         !claims.has_expired(now.unix_ms / 1000, self.domain.settings.sas_skew.as_secs())
@@ -144,7 +109,7 @@ impl Connection {
         let grant = match (covering, &self.client_certificate) {
             (Some(grant), _) => grant,
             (None, Some(certificate)) => {
-                let claims = certificate.claims(&self.domain, identity)?;
+                let claims = self.domain.verify_certificate(identity, certificate)?;
                 self.grants.add(claims)
             }
             (None, None) => return Err(AuthError::NotCovered.into()),

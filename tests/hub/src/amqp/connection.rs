@@ -8,7 +8,7 @@ use fe2o3_amqp_types::definitions::Error;
 use fe2o3_amqp_types::performatives::{Close, Open};
 use serde::Serialize;
 
-use super::auth::{ClientCertificate, Grants};
+use super::auth::Grants;
 use super::error::{self, DECODE_ERROR, FRAMING_ERROR, INVALID_FIELD, NOT_ALLOWED, RESOURCE_LIMIT};
 use super::frame::{self, FrameType, Performative};
 use super::kind::Pairs;
@@ -18,7 +18,7 @@ use super::serve::Transport;
 use super::session::{Session, SessionState};
 use super::settings::AmqpSettings;
 use super::timer::{Due, Timer, Timers};
-use crate::domain::{ConnectionInfo, Domain, LinkKey, Mailbox};
+use crate::domain::{ClientCertificate, ConnectionInfo, Domain, LinkKey, Mailbox};
 
 const AMQP_HEADER: [u8; 8] = *b"AMQP\x00\x01\x00\x00";
 const SASL_HEADER: [u8; 8] = *b"AMQP\x03\x01\x00\x00";

@@ -36,6 +36,5 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-pub use auth::ClientCertificate;
 pub use serve::{Transport, serve};
 pub use settings::AmqpSettings;

@@ -7,10 +7,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep_until};
 
-use super::auth::ClientCertificate;
 use super::connection::{Connection, Now};
 use super::settings::AmqpSettings;
-use crate::domain::Domain;
+use crate::domain::{ClientCertificate, Domain};
 
 /// Room for one read; a connection that fills it gets the larger one.
 const READ_BYTES: usize = 4 * 1024;

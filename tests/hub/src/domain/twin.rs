@@ -275,7 +275,7 @@ mod tests {
         (twins, device)
     }
 
-    fn desired(json: Value) -> TwinChange {
+    fn desired(json: &Value) -> TwinChange {
         TwinChange { desired: json.as_object().cloned(), tags: None }
     }
 
@@ -290,12 +290,12 @@ mod tests {
     fn a_change_with_a_stale_etag_is_refused_and_changes_nothing() {
         let (twins, device) = twins();
         let stale = IfMatch::Tag(twins.get(&device).expect("there").etag());
-        twins.patch(&device, &desired(json!({"a": 1})), &stale, 2_000).expect("fresh then");
-        let refused = twins.patch(&device, &desired(json!({"a": 2})), &stale, 3_000).expect_err("stale now");
+        twins.patch(&device, &desired(&json!({"a": 1})), &stale, 2_000).expect("fresh then");
+        let refused = twins.patch(&device, &desired(&json!({"a": 2})), &stale, 3_000).expect_err("stale now");
         assert_eq!(refused.code, ErrorCode::PreconditionFailed);
         let twin = twins.get(&device).expect("there");
         assert_eq!((twin.version, twin.desired.version, &twin.desired.properties["a"]), (2, 2, &json!(1)));
-        twins.replace(&device, &desired(json!({})), &IfMatch::Any, 4_000).expect("any");
+        twins.replace(&device, &desired(&json!({})), &IfMatch::Any, 4_000).expect("any");
     }
 
     #[test]
@@ -310,7 +310,7 @@ mod tests {
     #[test]
     fn the_device_sees_desired_and_reported_but_no_tags() {
         let (twins, device) = twins();
-        let change = TwinChange { tags: json!({"t": 1}).as_object().cloned(), ..desired(json!({"d": 2})) };
+        let change = TwinChange { tags: json!({"t": 1}).as_object().cloned(), ..desired(&json!({"d": 2})) };
         twins.patch(&device, &change, &IfMatch::Absent, 2_000).expect("legal");
         assert_eq!(twins.patch_reported(&device, br#"{"r":3}"#, None, 3_000), Ok(2));
         let json: Value = serde_json::from_str(&twins.device_json(&device).expect("there")).expect("JSON");
@@ -338,8 +338,8 @@ mod tests {
     fn a_subscribed_device_hears_of_each_change_with_its_version() {
         let (twins, device) = twins();
         let (mailbox, link) = subscribed(&twins, &device);
-        twins.patch(&device, &desired(json!({"a": 1, "b": 2})), &IfMatch::Absent, 2_000).expect("legal");
-        twins.replace(&device, &desired(json!({"b": 3})), &IfMatch::Absent, 3_000).expect("legal");
+        twins.patch(&device, &desired(&json!({"a": 1, "b": 2})), &IfMatch::Absent, 2_000).expect("legal");
+        twins.replace(&device, &desired(&json!({"b": 3})), &IfMatch::Absent, 3_000).expect("legal");
         assert_eq!(mailbox.take(), [LinkKey(1)]);
         let bodies: Vec<Value> = twins
             .take_notifications(&device, &link)
@@ -353,13 +353,13 @@ mod tests {
     #[test]
     fn changes_of_tags_and_changes_while_away_are_not_notified() {
         let (twins, device) = twins();
-        twins.patch(&device, &desired(json!({"a": 1})), &IfMatch::Absent, 2_000).expect("legal");
+        twins.patch(&device, &desired(&json!({"a": 1})), &IfMatch::Absent, 2_000).expect("legal");
         let (mailbox, link) = subscribed(&twins, &device);
         let tags = TwinChange { tags: json!({"t": 1}).as_object().cloned(), desired: None };
         twins.patch(&device, &tags, &IfMatch::Absent, 2_000).expect("legal");
         assert!(mailbox.take().is_empty());
         twins.unsubscribe(&device, &link);
-        twins.patch(&device, &desired(json!({"a": 2})), &IfMatch::Absent, 2_000).expect("legal");
+        twins.patch(&device, &desired(&json!({"a": 2})), &IfMatch::Absent, 2_000).expect("legal");
         assert!(mailbox.take().is_empty());
     }
 
@@ -368,7 +368,7 @@ mod tests {
         let (twins, device) = twins();
         let (_mailbox, link) = subscribed(&twins, &device);
         for n in 0..70 {
-            twins.patch(&device, &desired(json!({"n": n})), &IfMatch::Absent, 2_000).expect("legal");
+            twins.patch(&device, &desired(&json!({"n": n})), &IfMatch::Absent, 2_000).expect("legal");
         }
         let waiting = twins.take_notifications(&device, &link);
         assert_eq!((waiting.len(), twins.dropped()), (64, 6));

@@ -1,0 +1,106 @@
+//! `cargo xtask local`: hub, gateway and devices on this machine, every message accounted for.
+
+mod certificates;
+mod judge;
+mod live;
+mod world;
+
+use std::{net::Ipv4Addr, path::PathBuf, process::Command};
+
+use anyhow::bail;
+
+use crate::{
+    process,
+    step::{say, step},
+};
+
+pub(crate) use world::{Ports, World};
+
+/// What to start, and for how long.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Devices to register at the hub and to run; 0 leaves the field to your own clients
+    #[arg(long, default_value_t = 10)]
+    devices: u32,
+    /// Messages per second of all devices together [default: one a second and device]
+    #[arg(long)]
+    rate: Option<f64>,
+    /// End by itself after this time (30s, 5m), with the count of what was lost
+    #[arg(long = "for", value_name = "TIME", value_parser = seconds)]
+    time: Option<u64>,
+}
+
+/// Devices registered when none are run, for the user's own clients.
+const SPARE_DEVICES: u32 = 10;
+
+/// Builds and starts everything, says where it is and what to try, and stays until it is ended.
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let [hub, gateway, device] =
+        step("build hub, gateway and devices (release)", || Ok([build("hub")?, build("gateway")?, build("device")?]))?;
+    let world = World {
+        directory: process::workspace_root().join("target/local"),
+        hub_address: Ipv4Addr::new(127, 0, 0, 2),
+        gateway_address: Ipv4Addr::LOCALHOST,
+        ports: Ports::StandardOrFree,
+        devices: if arguments.devices == 0 { SPARE_DEVICES } else { arguments.devices },
+    };
+    let stop = live::stop_flag()?;
+    let (mut hub, json) = step("start the hub", || world.start_hub(&hub))?;
+    let mut gateway = step("start the gateway", || world.start_gateway(&gateway, &json))?;
+    let description = world::Description::read(&json)?;
+    description.introduce(&json);
+    if arguments.devices == 0 {
+        say("no devices are run: this stays up until Ctrl-C");
+        return live::until_stopped(&stop, arguments.time, &mut [&mut hub, &mut gateway]);
+    }
+    let rate = arguments.rate.unwrap_or(f64::from(arguments.devices));
+    let report = live::devices(&device, &json, &description, arguments.devices, rate, arguments.time, &stop)?;
+    let verdict = judge::judge(&description, &report)?;
+    println!("{verdict}");
+    if verdict.lost > 0 {
+        bail!("{} acknowledged messages are not at the hub", verdict.lost);
+    }
+    Ok(())
+}
+
+/// Builds one program of the workspace in release and returns its path.
+pub(crate) fn build(program: &str) -> anyhow::Result<PathBuf> {
+    process::run(Command::new(env!("CARGO")).args(["build", "--release", "--locked", "--package", program]))?;
+    let root = process::workspace_root();
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let path = std::path::absolute(target.join("release").join(program))?;
+    if !path.exists() {
+        bail!("{} was not built", path.display());
+    }
+    Ok(path)
+}
+
+/// `30s`, `5m`, `1h` or plain seconds.
+fn seconds(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at(text.find(|each: char| !each.is_ascii_digit()).unwrap_or(text.len()));
+    let unit = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(format!("{text} is not a time: write 30s, 5m or 1h")),
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit))
+        .ok_or(format!("{text} is not a time: write 30s, 5m or 1h"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_with_units() {
+        assert_eq!(seconds("30s"), Ok(30));
+        assert_eq!(seconds("5m"), Ok(300));
+        assert_eq!(seconds("90"), Ok(90));
+        assert!(seconds("half a minute").is_err());
+        assert!(seconds("").is_err());
+    }
+}
