@@ -278,8 +278,10 @@ impl State {
         owner.trouble = Some(trouble);
         // half of the ceiling and a random part of the other half
         let jitter = f64::from(crate::upstream::clock::random() as u32) / f64::from(u32::MAX);
-        *owner.tie(role) = Tie::Held(now.after(ceiling / 2 + (ceiling / 2).mul_f64(jitter)));
+        let until = now.after(ceiling / 2 + (ceiling / 2).mul_f64(jitter));
+        *owner.tie(role) = Tie::Held(until);
         self.held += 1;
+        self.tick_by(until);
     }
 
     /// Wants again what was held for long enough.

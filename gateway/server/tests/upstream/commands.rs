@@ -15,7 +15,7 @@ use hub::{
 };
 
 /// Puts a command for `device` into the hub's queue.
-fn enqueue(world: &World, device: &str, message_id: &str) {
+pub(crate) fn enqueue(world: &World, device: &str, message_id: &str) {
     let domain = world.hub().domain();
     let identity = Identity::device(device);
     let now = domain.clock.now_ms();

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what is missing here ends the test, and says where")]
 
+mod broker;
 mod chaos;
 mod commands;
 mod connection;
