@@ -196,8 +196,8 @@ fn config() -> Config {
     Config::new("us", "localhost")
 }
 
-fn refusal() -> Box<Error> {
-    Box::new(Error::new("amqp:precondition-failed", "not this one"))
+fn refusal() -> Error {
+    Error::new("amqp:precondition-failed", "not this one")
 }
 
 #[tokio::test]
@@ -247,7 +247,7 @@ async fn thousands_of_transfers_on_hundreds_of_links_each_get_their_own_outcome_
     }
     for (token, outcome) in outcomes {
         let expected = match token % 7 {
-            3 => Outcome::Rejected(Some(refusal())),
+            3 => Outcome::Rejected(Some(Box::new(refusal()))),
             4 => Outcome::Released,
             5 => Outcome::Modified { delivery_failed: true, undeliverable_here: true },
             _ => Outcome::Accepted,
@@ -317,7 +317,7 @@ async fn deliveries_get_the_outcome_they_were_given_in_whatever_order() {
         if held.len() == 10 {
             while let Some((n, id)) = held.pop() {
                 let how = match n % 4 {
-                    0 => Settle::Rejected(refusal()),
+                    0 => Settle::Rejected(Box::new(refusal())),
                     1 => Settle::Released,
                     _ => Settle::Accepted,
                 };
@@ -383,7 +383,7 @@ async fn the_peers_detach_loses_what_it_did_not_settle_and_the_session_goes_on()
     assert_eq!(driver.expect("Settled", settled).await, (2, Outcome::Lost));
     assert_eq!(driver.expect("Settled", settled).await, (3, Outcome::Lost));
     let cause = |e: &Event| if let Event::Detached { cause, .. } = e { Some(cause.clone()) } else { None };
-    assert_eq!(driver.expect("Detached", cause).await, Cause::Remote(Some(refusal())));
+    assert_eq!(driver.expect("Detached", cause).await, Cause::Remote(Some(Box::new(refusal()))));
     assert_eq!(driver.endpoint.send(bad, 4, false, 0, &[b""]), Err(NotSent::NotAttached));
     driver.endpoint.send(good, 5, false, 0, &[&data_message(b"accept")]).unwrap();
     assert_eq!(driver.expect("Settled", settled).await, (5, Outcome::Accepted));

@@ -1,5 +1,7 @@
 //! A cloud-to-device message (contract §2.8, §3.6) → [`Command`]: property bag and payload.
 
+use std::{borrow::Cow, fmt::Write as _};
+
 use amqp_endpoint::message::{Body, Malformed, Message, Value, decode as decode_message};
 use bytes::Bytes;
 use gateway_core::{
@@ -26,9 +28,8 @@ pub(super) fn decode(tag: CommandTag, encoded: &Bytes) -> Result<Command, Unusab
     let message = decode_message(encoded).map_err(|Malformed(what)| Unusable::Malformed(what))?;
     let payload = match &message.body {
         Body::Empty => Bytes::new(),
-        Body::Data(std::borrow::Cow::Borrowed(data)) => encoded.slice_ref(data),
-        Body::Data(std::borrow::Cow::Owned(data)) => Bytes::copy_from_slice(data),
-        Body::Value(Value::Binary(data)) => encoded.slice_ref(data),
+        Body::Data(Cow::Borrowed(data)) | Body::Value(Value::Binary(data)) => encoded.slice_ref(data),
+        Body::Data(Cow::Owned(data)) => Bytes::copy_from_slice(data),
         Body::Value(Value::Str(text)) => encoded.slice_ref(text.as_bytes()),
         Body::Value(_) | Body::Sequence => return Err(Unusable::Body),
     };
@@ -105,8 +106,14 @@ fn with_text(value: Value<'_>, take: impl FnOnce(&str)) {
 
 /// RFC 4122: 8-4-4-4-12.
 fn hyphenated(uuid: [u8; 16]) -> String {
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    [&uuid[..4], &uuid[4..6], &uuid[6..8], &uuid[8..10], &uuid[10..]].map(hex).join("-")
+    let mut text = String::with_capacity(36);
+    for (n, byte) in uuid.iter().enumerate() {
+        if matches!(n, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        write!(text, "{byte:02x}").expect("a String takes every write");
+    }
+    text
 }
 
 /// `mqtt-qos` 0 asks for QoS 0; everything else is at least once.
@@ -168,6 +175,12 @@ mod tests {
         );
         assert_eq!(command.payload, Bytes::from_static(b"body"));
         assert_eq!((command.tag, command.qos, command.redelivered), (CommandTag(5), QoS::AtLeastOnce, true));
+    }
+
+    #[test]
+    fn a_uuid_is_text_of_rfc_4122() {
+        let uuid = std::array::from_fn(|n| n as u8 * 0x11);
+        assert_eq!(super::hyphenated(uuid), "00112233-4455-6677-8899-aabbccddeeff");
     }
 
     #[test]

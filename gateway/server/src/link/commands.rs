@@ -67,7 +67,6 @@ impl State {
             Ok(command) => {
                 // a settled delivery has no disposition: its credit comes back with the device's settlement all the same
                 owner.commands.unsettled += 1;
-                self.pool.metrics.down.bytes.add(command.payload.len() as u64);
                 owner.inbox.post(UpstreamEvent::Command(command));
             }
             Err(reason) => {

@@ -1,14 +1,21 @@
 //! Telemetry → the sections of one AMQP message (contract §2.7, §3.5), written once and kept until the hub has settled it.
 
 use amqp_endpoint::message::{Encoder, Properties, Value};
-use gateway_core::message::{PropertyText, Telemetry};
+use gateway_core::message::{DeviceId, PropertyText, Telemetry};
 
-/// Appends the encoded message to `out`.
-pub(super) fn telemetry(out: &mut Vec<u8>, telemetry: &Telemetry<'_>) {
+/// Appends the encoded message to `out`. `sender` is stamped on it for peers that cannot know it: IoT Hub stamps messages
+/// itself, from the link.
+pub(super) fn telemetry(out: &mut Vec<u8>, telemetry: &Telemetry<'_>, sender: Option<&DeviceId>) {
     let text = telemetry.text;
     let mut encoder = Encoder::new(out);
-    if !text.annotations.is_empty() {
+    if !text.annotations.is_empty() || sender.is_some() {
         encoder.message_annotations(|map| {
+            if let Some(sender) = sender {
+                map.pair(Value::Symbol("iothub-connection-device-id"), Value::Str(sender.device()));
+                if let Some(module) = sender.module() {
+                    map.pair(Value::Symbol("iothub-connection-module-id"), Value::Str(module));
+                }
+            }
             for (name, value) in &text.annotations {
                 map.pair(Value::Symbol(name), Value::Str(text.get(value)));
             }
@@ -51,7 +58,7 @@ fn properties(text: &PropertyText) -> Properties<'_> {
 #[cfg(test)]
 mod tests {
     use amqp_endpoint::message::{Body, Value, decode};
-    use gateway_core::message::{PropertyName, PropertyText, Telemetry};
+    use gateway_core::message::{DeviceId, PropertyName, PropertyText, Telemetry};
 
     fn text(parts: &[&str]) -> (PropertyText, Vec<std::ops::Range<u32>>) {
         let mut text = PropertyText::default();
@@ -80,7 +87,7 @@ mod tests {
         text.application.push((PropertyName::Known("mqtt-retain"), Some(ranges[7].clone())));
 
         let mut out = Vec::new();
-        super::telemetry(&mut out, &Telemetry { text: &text, payload: b"body" });
+        super::telemetry(&mut out, &Telemetry { text: &text, payload: b"body" }, None);
         let message = decode(&out).unwrap();
 
         assert_eq!(message.properties.message_id, Value::Str("m-1"));
@@ -100,9 +107,19 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_is_no_iot_hub_is_told_who_sent_a_message() {
+        let sender = DeviceId::new("d", Some("m")).unwrap();
+        let mut out = Vec::new();
+        super::telemetry(&mut out, &Telemetry { text: &PropertyText::default(), payload: b"" }, Some(&sender));
+        let annotations: Vec<_> = decode(&out).unwrap().message_annotations.iter().collect();
+        let expected = [("iothub-connection-device-id", "d"), ("iothub-connection-module-id", "m")];
+        assert_eq!(annotations, expected.map(|(name, id)| (Value::Symbol(name), Value::Str(id))));
+    }
+
+    #[test]
     fn a_message_without_properties_is_its_body_alone() {
         let mut out = Vec::new();
-        super::telemetry(&mut out, &Telemetry { text: &PropertyText::default(), payload: b"" });
+        super::telemetry(&mut out, &Telemetry { text: &PropertyText::default(), payload: b"" }, None);
         // section 75 with an empty vbin8
         assert_eq!(out, [0x00, 0x53, 0x75, 0xa0, 0x00]);
     }

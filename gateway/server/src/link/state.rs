@@ -5,7 +5,11 @@
 //   ▲                   │                 │                              │
 //   └───────────────────┴──── lost ───────┴──────────────────────────────┘      (a peer without `$cbs`: Opening ► Up)
 
-use std::{collections::HashMap, collections::VecDeque, rc::Rc};
+use std::{
+    collections::{HashMap, VecDeque},
+    rc::Rc,
+    time::Duration,
+};
 
 use amqp_endpoint::{Cause, Config, Delivery, Endpoint, Event, Peer, Sasl};
 use gateway_core::{
@@ -328,7 +332,7 @@ impl State {
     fn handle_opened(&mut self, peer: &Peer) {
         tracing::debug!(connection = self.key.0, peer = peer.container_id, "opened");
         self.channel_max = u16::try_from(peer.sessions_max.saturating_sub(1)).unwrap_or(u16::MAX);
-        if !self.pool.target.has_cbs() {
+        if !self.pool.target.is_iot_hub() {
             let limits = PeerLimits { channel_max: self.channel_max, handle_max: u32::MAX };
             self.pool.placement.borrow_mut().handle_opened(self.key, limits);
             return self.go_up();
@@ -408,10 +412,17 @@ impl State {
         }
     }
 
-    fn tick_interval(&self) -> std::time::Duration {
+    /// A quarter of the shortest wait that is looked after here; an idle connection wakes once a second.
+    fn tick_interval(&self) -> Duration {
         let limits = &self.pool.target.limits;
-        let shortest = limits.request_timeout.min(limits.settle_timeout).min(limits.outage_max).min(limits.backoff.0);
-        (shortest / 4).clamp(std::time::Duration::from_millis(10), std::time::Duration::from_millis(250))
+        let shortest =
+            limits.request_timeout.min(limits.settle_timeout).min(limits.outage_max).min(limits.idle_timeout);
+        (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1))
+    }
+
+    /// Something is due at `at`, before the next tick would come by itself.
+    pub(super) fn tick_by(&mut self, at: Millis) {
+        self.next_tick = self.next_tick.min(at);
     }
 
     /// Waits that are over: tokens, dispositions, links held back, an outage, an empty connection.
@@ -431,14 +442,20 @@ impl State {
 
     fn check_devices(&mut self) {
         let now_us = self.pool.clock.turn_us();
+        // the next look, not this one again
+        let now = self.pool.clock.monotonic().after(Duration::from_millis(1));
         let devices: Vec<u32> = self.devices.iter().map(|(device, _)| device as u32).collect();
         let mut held = 0;
         for device in devices {
             if self.phase == Phase::Up && self.check_age(device, now_us) {
                 self.release_held(device);
             }
-            if let Some(owner) = self.devices.get(device as usize) {
-                held += u32::from([owner.sender, owner.commands.tie].iter().any(|tie| matches!(tie, Tie::Held(_))));
+            let Some(owner) = self.devices.get(device as usize) else { continue };
+            for tie in [owner.sender, owner.commands.tie] {
+                if let Tie::Held(until) = tie {
+                    held += 1;
+                    self.next_tick = self.next_tick.min(until.max(now));
+                }
             }
         }
         self.held = held;

@@ -158,11 +158,10 @@ impl End {
         match self {
             Self::Connect(_) | Self::Timeout => UpstreamFailure::Connect,
             Self::Broken(broken) => broken.failure(),
-            Self::Socket(_) => UpstreamFailure::Lost,
             Self::Closed { cause: Cause::Violation(_) | Cause::Header(_), .. } => UpstreamFailure::Protocol,
             Self::Closed { was_up: false, .. } => UpstreamFailure::Open,
             Self::Closed { cause: Cause::Timeout, .. } => UpstreamFailure::IdleTimeout,
-            Self::Closed { .. } => UpstreamFailure::Lost,
+            Self::Socket(_) | Self::Closed { .. } => UpstreamFailure::Lost,
         }
     }
 }
@@ -202,29 +201,42 @@ impl Driver {
     fn poll(&mut self, cx: &mut Context<'_>, mut stream: Pin<&mut TcpStream>) -> Poll<End> {
         self.link.arm(cx.waker());
         self.link.pool.clock.end_turn();
-        let turn = self
-            .read(cx, stream.as_mut())
-            .and_then(|()| self.see_to_time(cx))
-            .and_then(|()| self.write(cx, stream.as_mut()));
+        let turn = self.turn(cx, stream.as_mut());
         self.link.pool.clock.end_turn();
         self.link.relocate();
-        match (turn, self.end.take()) {
-            (Err(end), None) => Poll::Ready(end),
-            (Err(_), Some(end)) => Poll::Ready(end),
-            // what is left is not worth waiting for if the socket does not take it at once
-            (Ok(()), Some(end)) => Poll::Ready(end),
-            (Ok(()), None) => Poll::Pending,
+        match (self.end.take(), turn) {
+            (Some(end), _) => {
+                self.say_goodbye(cx, stream);
+                Poll::Ready(end)
+            }
+            (None, Err(end)) => Poll::Ready(end),
+            (None, Ok(())) => Poll::Pending,
+        }
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>, mut stream: Pin<&mut TcpStream>) -> Result<(), End> {
+        self.read(cx, stream.as_mut())?;
+        self.see_to_time(cx);
+        self.write(cx, stream)
+    }
+
+    /// The end of TLS, if the socket takes it at once: it is not worth waiting for.
+    fn say_goodbye(&mut self, cx: &mut Context<'_>, stream: Pin<&mut TcpStream>) {
+        if self.written == self.wire.len() {
+            self.wire.clear();
+            self.transport.close(&mut self.wire);
+            let _ = stream.poll_write(cx, &self.wire);
         }
     }
 
     /// Reads until there is nothing more; a read that does not fill the buffer is known to be the last.
     fn read(&mut self, cx: &mut Context<'_>, mut stream: Pin<&mut TcpStream>) -> Result<(), End> {
-        for _ in 0..ROUNDS_MAX {
+        for round in 0..ROUNDS_MAX {
             let link = Rc::clone(&self.link);
             let mut scratch = link.pool.scratch.borrow_mut();
             let mut buffer = ReadBuf::new(&mut scratch);
             match stream.as_mut().poll_read(cx, &mut buffer) {
-                Poll::Pending => return self.handle_events(),
+                Poll::Pending => break,
                 Poll::Ready(Err(error)) => return Err(End::Socket(error)),
                 Poll::Ready(Ok(())) => {}
             }
@@ -245,32 +257,33 @@ impl Driver {
             let is_end = bytes.is_empty();
             drop(state);
             drop(scratch);
-            self.handle_events()?;
+            self.handle_events();
             if is_end || self.end.is_some() {
                 return Ok(());
             }
+            if round + 1 == ROUNDS_MAX {
+                cx.waker().wake_by_ref();
+            }
         }
-        cx.waker().wake_by_ref();
         Ok(())
     }
 
-    fn handle_events(&mut self) -> Result<(), End> {
+    fn handle_events(&mut self) {
         let mut state = self.link.state.borrow_mut();
         if let Some(cause) = state.handle_events() {
             self.end = Some(End::Closed { cause, was_up: self.was_up });
         }
         self.was_up |= state.phase == Phase::Up;
-        Ok(())
     }
 
     /// Does what is due, and waits for what is due next.
-    fn see_to_time(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+    fn see_to_time(&mut self, cx: &mut Context<'_>) {
         let pool = &self.link.pool;
         let now = pool.clock.monotonic();
         let mut state = self.link.state.borrow_mut();
         state.handle_timeout(now);
         drop(state);
-        self.handle_events()?;
+        self.handle_events();
         let at = self.link.state.borrow().poll_timeout();
         if at < self.timer_at || self.timer_at <= now {
             self.timer.as_mut().reset(self.link.pool.clock.instant(at));
@@ -280,7 +293,6 @@ impl Driver {
                 cx.waker().wake_by_ref();
             }
         }
-        Ok(())
     }
 
     /// Writes all that is to be written, if the socket takes it.
@@ -321,7 +333,7 @@ impl Driver {
                 }
             }
         }
-        self.handle_events()?;
+        self.handle_events();
         Ok(!self.wire.is_empty())
     }
 }

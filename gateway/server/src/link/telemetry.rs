@@ -19,7 +19,8 @@ impl State {
     pub(super) fn send(&mut self, device: u32, slot: Slot, telemetry: &Telemetry<'_>) {
         let Some(owner) = self.devices.get_mut(device as usize) else { return };
         let mut bytes = self.pool.buffers.take();
-        encode::telemetry(&mut bytes, telemetry);
+        let sender = (!self.pool.target.is_iot_hub()).then_some(&owner.identity);
+        encode::telemetry(&mut bytes, telemetry, sender);
         let given_us = self.pool.clock.turn_us();
         let message = Message { device, slot, bytes, given_us, sent: None };
         let key = self.messages.push_back(&mut owner.queue, message);

@@ -155,16 +155,14 @@ impl State {
         let endpoint = self.endpoint.as_mut().ok_or(Refused::Gone)?;
         let links_max = self.pool.target.limits.links_per_session_max;
         let session = Session { id: endpoint.begin()?, links: 0, links_max, ended: false };
-        match self.sessions.iter().position(|session| session.ended && session.links == 0) {
-            Some(index) => {
-                self.sessions[index] = session;
-                Ok(index)
-            }
-            None => {
-                self.sessions.push(session);
-                Ok(self.sessions.len() - 1)
-            }
+        let unused = self.sessions.iter().position(|session| session.ended && session.links == 0);
+        let index = unused.unwrap_or(self.sessions.len());
+        if index == self.sessions.len() {
+            self.sessions.push(session);
+        } else {
+            self.sessions[index] = session;
         }
+        Ok(index)
     }
 
     /// Sessions and handles are used up: no new device here, and this one waits for a link to end.
@@ -280,8 +278,10 @@ impl State {
         owner.trouble = Some(trouble);
         // half of the ceiling and a random part of the other half
         let jitter = f64::from(crate::upstream::clock::random() as u32) / f64::from(u32::MAX);
-        *owner.tie(role) = Tie::Held(now.after(ceiling / 2 + (ceiling / 2).mul_f64(jitter)));
+        let until = now.after(ceiling / 2 + (ceiling / 2).mul_f64(jitter));
+        *owner.tie(role) = Tie::Held(until);
         self.held += 1;
+        self.tick_by(until);
     }
 
     /// Wants again what was held for long enough.

@@ -234,9 +234,10 @@ impl State {
     }
 
     fn handle_reply(&mut self, reply: &Reply) {
-        match self.tokens.policy {
-            Policy::InFlight(request, _) if request == reply.user => return self.handle_policy_reply(reply),
-            _ => {}
+        if let Policy::InFlight(request, _) = self.tokens.policy
+            && request == reply.user
+        {
+            return self.handle_policy_reply(reply);
         }
         let Some(device) = self.requests.remove(&reply.user) else { return };
         let proof = self.devices.get(device as usize).and_then(|owner| owner.proof.as_ref());
@@ -296,10 +297,8 @@ impl State {
             }
             TokenAnswer::Refused(_) => {
                 tokens.at(TokenResult::Refused).inc();
-                let cause = match proof.expires <= self.pool.clock.now().unix {
-                    true => CloseCause::TokenExpired,
-                    false => CloseCause::HubRefused,
-                };
+                let expired = proof.expires <= self.pool.clock.now().unix;
+                let cause = if expired { CloseCause::TokenExpired } else { CloseCause::HubRefused };
                 self.let_go(device, cause);
             }
         }
@@ -377,9 +376,10 @@ impl State {
             if proof.stage != Stage::Failed {
                 proof.stage = Stage::Waiting;
                 // devices with messages first: their windows are full
-                match owner.queue.is_empty() {
-                    true => self.tokens.waiting.push_back(device as u32),
-                    false => self.tokens.waiting.push_front(device as u32),
+                if owner.queue.is_empty() {
+                    self.tokens.waiting.push_back(device as u32);
+                } else {
+                    self.tokens.waiting.push_front(device as u32);
                 }
             }
         }

@@ -66,7 +66,7 @@ impl Transport {
         Ok(Self::Tls(Box::new(Tls { connection, websocket, frames: Vec::new() })))
     }
 
-    /// Takes what was read from the socket; gives what it carried to `sink`, in pieces.
+    /// Takes what was read from the socket; what it carried is appended to `plain`.
     pub(super) fn receive(&mut self, wire: &[u8], plain: &mut Vec<u8>) -> Result<(), Broken> {
         match self {
             Self::Plain => plain.extend_from_slice(wire),
@@ -82,6 +82,16 @@ impl Transport {
             Self::Tls(tls) => tls.send(plain, wire)?,
         }
         Ok(())
+    }
+
+    /// Appends the end of the layers below AMQP to `wire`.
+    pub(super) fn close(&mut self, wire: &mut Vec<u8>) {
+        if let Self::Tls(tls) = self {
+            tls.connection.send_close_notify();
+            while tls.connection.wants_write() {
+                tls.connection.write_tls(wire).expect("a Vec takes every write");
+            }
+        }
     }
 }
 

@@ -99,7 +99,7 @@ impl Pool {
             return Err(UNAVAILABLE);
         }
         let inbox = Rc::new(Inbox::new(Rc::clone(&self.events)));
-        self.seat(&link, Passenger::new(identity.clone(), Rc::clone(&inbox)));
+        Self::seat(&link, Passenger::new(identity.clone(), Rc::clone(&inbox)));
         Ok(inbox)
     }
 
@@ -119,7 +119,7 @@ impl Pool {
         Ok(Rc::clone(links[index].as_ref().expect("a placed connection is in the table until it is removed")))
     }
 
-    fn seat(&self, link: &Rc<Link>, passenger: Passenger) {
+    fn seat(link: &Rc<Link>, passenger: Passenger) {
         let inbox = Rc::clone(&passenger.inbox);
         let device = link.take_on(passenger);
         inbox.route.replace(Some(Route { link: Rc::clone(link), device }));
@@ -128,7 +128,7 @@ impl Pool {
     /// Gives a device that its connection cannot serve a place on another one (trap 24).
     pub(crate) fn relocate(self: &Rc<Self>, passenger: Passenger) {
         match self.place() {
-            Ok(link) => self.seat(&link, passenger),
+            Ok(link) => Self::seat(&link, passenger),
             Err(NoRoom) => passenger.refuse(self, NO_ROOM, CloseCause::HubUnreachable),
         }
     }

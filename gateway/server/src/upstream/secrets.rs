@@ -74,10 +74,7 @@ impl UpstreamSecrets {
             None => None,
         };
         let certificate = broker.client_certificate_secret_name.as_deref();
-        let tls = match broker.tls {
-            true => Some(tls(broker.ca_secret_name.as_deref(), certificate, directory)?),
-            false => None,
-        };
+        let tls = if broker.tls { Some(tls(broker.ca_secret_name.as_deref(), certificate, directory)?) } else { None };
         Ok(Self { policy_key: None, sasl_plain, tls })
     }
 }

@@ -55,8 +55,8 @@ impl Target {
         }
     }
 
-    /// Whether tokens go to `$cbs` before links attach.
-    pub(crate) fn has_cbs(&self) -> bool {
+    /// Whether it is an IoT Hub: tokens go to `$cbs` before links attach, and messages are stamped with their sender.
+    pub(crate) fn is_iot_hub(&self) -> bool {
         matches!(self.kind, Kind::IotHub { .. })
     }
 

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::support::{Device, Verify, World, on_a_core, until};
+use fe2o3_amqp_types::messaging::{ApplicationProperties, MessageId, Properties};
 use gateway::upstream::UpstreamEvent;
 use gateway_core::{
     message::{Refusal, Settlement},
@@ -10,22 +11,19 @@ use gateway_core::{
 };
 use hub::{
     HubConfig,
-    domain::{Action, C2dMessage, Fault, Identity, Point},
+    domain::{Ack, Action, C2dMessage, Fault, Identity, Point},
 };
 
 /// Puts a command for `device` into the hub's queue.
-fn enqueue(world: &World, device: &str, message_id: &str) {
+pub(crate) fn enqueue(world: &World, device: &str, message_id: &str) {
     let domain = world.hub().domain();
     let identity = Identity::device(device);
     let now = domain.clock.now_ms();
     let message = C2dMessage {
-        properties: fe2o3_amqp_types::messaging::Properties {
-            message_id: Some(fe2o3_amqp_types::messaging::MessageId::String(message_id.into())),
-            ..Default::default()
-        },
-        application_properties: Default::default(),
+        properties: Properties { message_id: Some(MessageId::String(message_id.into())), ..Properties::default() },
+        application_properties: ApplicationProperties::default(),
         body: bytes::Bytes::from_static(b"go"),
-        ack: Default::default(),
+        ack: Ack::default(),
         message_id: Arc::from(message_id),
         generation_id: Arc::from("1"),
         enqueued_ms: now,

@@ -85,6 +85,22 @@ impl World {
         self.hub.as_ref().unwrap()
     }
 
+    /// The gateway takes the hub for a broker: `amqp` is that part of its configuration, without the CA.
+    pub(crate) fn use_broker(&mut self, amqp: &str) {
+        let yaml = format!(
+            "listeners: [{{name: plain, protocol: MQTTPlain, port: 0}}]\n\
+             authentication: {{sas: {{verify: Local, deviceKeys: {{secretName: keys}}}}}}\n\
+             upstream: {{amqp: {{{amqp}, telemetryAddress: \"devices/{{deviceId}}/messages/events\", \
+             commandAddress: \"devices/{{deviceId}}/messages/devicebound\"}}}}\n"
+        );
+        self.settings = GatewayConfig::parse(&yaml).unwrap().check().unwrap();
+    }
+
+    /// Puts a file into the gateway's secrets.
+    pub(crate) fn write_secret(&self, secret: &str, file: &str, text: &str) {
+        write(&self.secrets, secret, file, text);
+    }
+
     /// The gateway reaches the hub by WebSocket.
     pub(crate) fn use_websocket(&mut self) {
         let port = self.hub().addresses().https.port();
@@ -96,6 +112,13 @@ impl World {
         let secrets = Arc::new(UpstreamSecrets::load(&self.settings, &self.secrets).unwrap());
         let share = CoreShare { core: 0, cores: 1 };
         Upstream::new(Arc::new(self.settings.clone()), secrets, share, Arc::clone(&self.metrics))
+    }
+
+    /// A token of the hub policy `device`, good for an hour.
+    pub(crate) fn policy_token(&self) -> String {
+        let connection_string = self.hub().policy_connection_string("device").unwrap();
+        let key = Key::from_base64(key_of(&connection_string).as_bytes()).unwrap();
+        auth::sign(&key, "localhost", UnixSeconds(now().0 + 3600), Some("device"))
     }
 
     /// A token of `device` with its own key, good for an hour.

@@ -103,7 +103,7 @@ fn nothing_is_lost_and_order_is_kept_when_the_hub_kills_the_connection() {
 fn a_message_without_a_disposition_goes_again() {
     on_a_core(async {
         let world = World::with(Verify::Local, HubConfig::default(), |limits| {
-            limits.settle_timeout = Duration::from_millis(300)
+            limits.settle_timeout = Duration::from_millis(300);
         });
         world.hub().add_device("d1").unwrap();
         let upstream = world.upstream();

@@ -110,6 +110,7 @@ impl Connection {
             (Some(grant), _) => grant,
             (None, Some(certificate)) => {
                 let claims = self.domain.verify_certificate(identity, certificate)?;
+                self.arm_expiry(claims.expires, now);
                 self.grants.add(claims)
             }
             (None, None) => return Err(AuthError::NotCovered.into()),

@@ -10,6 +10,7 @@ use serde_amqp::primitives::{OrderedMap, Timestamp, Uuid};
 
 use super::connection::{Connection, Now};
 use super::error::{self, NOT_FOUND};
+use super::incoming::accepted;
 use super::link::{Delivery, LinkId, Lock};
 use super::message::Outgoing;
 use super::twin::key;
@@ -36,14 +37,12 @@ impl Connection {
             }
             (Lock::Feedback(token), _) => self.domain.feedback.abandon(token, now.unix_ms),
         };
-        match settled {
-            Ok(()) => super::incoming::accepted(),
-            Err(LockLost) => {
-                let refusal = HubError::new(ErrorCode::DeviceMessageLockLost, "the lock of the message lapsed");
-                let error = error::hub_as(NOT_FOUND, &refusal, now.unix_ms);
-                DeliveryState::Rejected(Rejected { error: Some(error) })
-            }
+        if settled == Err(LockLost) {
+            let refusal = HubError::new(ErrorCode::DeviceMessageLockLost, "the lock of the message lapsed");
+            let error = error::hub_as(NOT_FOUND, &refusal, now.unix_ms);
+            return DeliveryState::Rejected(Rejected { error: Some(error) });
         }
+        accepted()
     }
 }
 

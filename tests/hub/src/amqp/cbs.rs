@@ -10,6 +10,7 @@ use super::incoming::Verdict;
 use super::judge::Seen;
 use super::link::{Delivery, LinkId, Lock};
 use super::message::{Body, Message, Outgoing};
+use super::telemetry::struck;
 use super::timer::{Due, Timer};
 use crate::domain::{self, Action, ErrorCode, HubError, Identity, Kind as Matter, Point, Scope};
 
@@ -33,7 +34,7 @@ impl Connection {
             }
             Some(Action::NeverSettle) => (None, 0),
             Some(action) => {
-                verdict = self.struck(Some(action), now);
+                verdict = struck(Some(action), now);
                 (verdict.state.as_ref().filter(|state| state.is_accepted()).map(|_| status), 0)
             }
             None => (Some(status), 0),
@@ -86,11 +87,11 @@ impl Connection {
             application_properties: Some(ApplicationProperties(properties)),
             ..Outgoing::default()
         };
-        self.answer_later(answers, outgoing, delay_ms, now);
+        self.answer_later(answers, &outgoing, delay_ms, now);
     }
 
     /// Sends an answer, now or by a fault's wish later.
-    pub(super) fn answer_later(&mut self, id: LinkId, outgoing: Outgoing, delay_ms: u64, now: Now) {
+    pub(super) fn answer_later(&mut self, id: LinkId, outgoing: &Outgoing, delay_ms: u64, now: Now) {
         let tag = self.next_tag().to_be_bytes().to_vec();
         let delivery = Delivery { tag, payload: outgoing.encode(), lock: Lock::None };
         if delay_ms == 0 {

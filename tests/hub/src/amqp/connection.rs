@@ -273,7 +273,7 @@ impl Connection {
         let answer = error::protocol(DECODE_ERROR, error.to_string());
         match self.channels.get(&channel) {
             Some(session) if !error.of_connection && self.phase == Phase::Open => {
-                self.end_session(*session, Some(answer))
+                self.end_session(*session, Some(answer));
             }
             _ => self.fail(answer, now),
         }
@@ -282,8 +282,7 @@ impl Connection {
     fn handle_performative(&mut self, channel: u16, performative: Performative, now: Now) {
         match (self.phase, performative) {
             (Phase::Opening, Performative::Open(open)) if channel == 0 => self.handle_open(*open, now),
-            (Phase::Opening, _) => self.phase = Phase::Ended,
-            (Phase::Closing, Performative::Close(_)) => self.phase = Phase::Ended,
+            (Phase::Opening, _) | (Phase::Closing, Performative::Close(_)) => self.phase = Phase::Ended,
             (Phase::Closing, _) => {}
             (_, Performative::Close(error)) => {
                 if let Some(error) = error {
@@ -314,7 +313,7 @@ impl Connection {
             Performative::Attach(attach) => self.handle_attach(session, *attach, now),
             Performative::Flow(flow) => self.handle_flow(session, &flow),
             Performative::Transfer(transfer, payload) => self.handle_transfer(session, &transfer, payload, now),
-            Performative::Disposition(disposition) => self.handle_disposition(session, disposition, now),
+            Performative::Disposition(disposition) => self.handle_disposition(session, &disposition, now),
             Performative::Detach(detach) => self.handle_detach(session, &detach),
             Performative::Open(_) | Performative::Begin(_) | Performative::Close(_) => {}
         }

@@ -63,10 +63,7 @@ impl Connection {
             None => Identity::device(&device),
             Some(module) => Identity::module(&device, &module),
         });
-        let action = match self.domain.faults.decide(Point::Attach, identity.as_ref()) {
-            None => return Some(attach),
-            Some(action) => action,
-        };
+        let Some(action) = self.domain.faults.decide(Point::Attach, identity.as_ref()) else { return Some(attach) };
         match action {
             Action::Delay { ms } => {
                 let channel = self.sessions[session].channel_in;

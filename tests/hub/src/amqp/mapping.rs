@@ -68,7 +68,9 @@ impl Connection {
         }
         if self.sessions[session].remote_incoming_window > 0 {
             let blocked = std::mem::take(&mut self.sessions[session].blocked);
-            blocked.into_iter().for_each(|id| self.make_ready(id));
+            for id in blocked {
+                self.make_ready(id);
+            }
         }
         match &flow.handle {
             Some(handle) => self.handle_link_flow(session, handle.0, flow),

@@ -153,12 +153,11 @@ fn put_section<T: Serialize>(out: &mut BytesMut, section: Option<&T>) {
 
 fn put_data(out: &mut BytesMut, data: &[u8]) {
     out.put_slice(&[0x00, 0x53, 0x75]);
-    match u8::try_from(data.len()) {
-        Ok(size) => out.put_slice(&[0xa0, size]),
-        Err(_) => {
-            out.put_u8(0xb0);
-            out.put_u32(data.len() as u32);
-        }
+    if let Ok(size) = u8::try_from(data.len()) {
+        out.put_slice(&[0xa0, size]);
+    } else {
+        out.put_u8(0xb0);
+        out.put_u32(data.len() as u32);
     }
     out.put_slice(data);
 }

@@ -205,7 +205,7 @@ impl Connection {
     }
 
     /// The peer speaks of deliveries of ours (role receiver). What it says of its own was settled by us already.
-    pub(super) fn handle_disposition(&mut self, session: usize, disposition: Disposition, now: Now) {
+    pub(super) fn handle_disposition(&mut self, session: usize, disposition: &Disposition, now: Now) {
         let (first, last) = (disposition.first, disposition.last.unwrap_or(disposition.first));
         if is_after(first, last) {
             let error = error::protocol(INVALID_FIELD, format!("disposition of {first} to {last} is reversed"));
@@ -225,7 +225,7 @@ impl Connection {
             unsettled.range(first..).chain(unsettled.range(..=last)).map(|(id, _)| *id).collect()
         };
         for delivery_id in told {
-            self.settle_delivery(session, delivery_id, &disposition, now);
+            self.settle_delivery(session, delivery_id, disposition, now);
         }
     }
 

@@ -15,9 +15,9 @@ use crate::domain::{ClientCertificate, Domain};
 const READ_BYTES: usize = 4 * 1024;
 const READ_BYTES_BUSY: usize = 64 * 1024;
 /// A peer that takes nothing for so long is given up.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Without any timer the task looks around this often.
-const IDLE_TURN: Duration = Duration::from_secs(3600);
+const IDLE_TURN: Duration = Duration::from_hours(1);
 
 /// What is known of a connection before its first byte.
 #[derive(Clone, Debug)]

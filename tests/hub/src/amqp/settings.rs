@@ -51,7 +51,7 @@ impl Default for AmqpSettings {
             frame_bytes_max: 65_535,
             channel_max: 1024,
             handle_max: 262_143,
-            idle_timeout: Duration::from_secs(240),
+            idle_timeout: Duration::from_mins(4),
             session_window: 5000,
             link_credit: 1000,
             cbs_credit: 100,

@@ -30,7 +30,7 @@ impl Connection {
             }
         };
         let action = self.domain.faults.decide(Point::Telemetry, Some(identity));
-        let mut verdict = self.struck(action, now);
+        let mut verdict = struck(action, now);
         let entries: Vec<u64> = messages
             .iter()
             .map(|message| self.record(id, (Matter::Telemetry, Some(identity)), &seen, message, now))
@@ -74,25 +74,25 @@ impl Connection {
         self.domain.telemetry.append(event, now.unix_ms);
         Ok(())
     }
+}
 
-    /// What a fault makes of a delivery of the peer's.
-    pub(super) fn struck(&self, action: Option<Action>, now: Now) -> Verdict {
-        let Some(action) = action else { return Verdict::accepted() };
-        match action {
-            Action::Delay { ms } => Verdict { delay_ms: ms, ..Verdict::accepted() },
-            Action::Reject { condition } => Verdict::rejected(error::faulty(&condition, None, now.unix_ms)),
-            Action::Release => released().into(),
-            Action::Modify => modified().into(),
-            Action::NeverSettle => Verdict { state: None, ..Verdict::accepted() },
-            Action::Throttle { ms } => {
-                let refusal = HubError::new(ErrorCode::ThrottlingException, "too many requests");
-                let verdict = Verdict::rejected(error::hub(&refusal, now.unix_ms));
-                Verdict { delay_ms: ms, detach: Some(error::hub(&refusal, now.unix_ms)), ..verdict }
-            }
-            Action::NoCredit => Verdict { strike: Some(Action::NoCredit), ..Verdict::accepted() },
-            // the message is in doubt: stored, and its sender never hears of it
-            action => Verdict { state: None, strike: Some(action), ..Verdict::accepted() },
+/// What a fault makes of a delivery of the peer's.
+pub(super) fn struck(action: Option<Action>, now: Now) -> Verdict {
+    let Some(action) = action else { return Verdict::accepted() };
+    match action {
+        Action::Delay { ms } => Verdict { delay_ms: ms, ..Verdict::accepted() },
+        Action::Reject { condition } => Verdict::rejected(error::faulty(&condition, None, now.unix_ms)),
+        Action::Release => released().into(),
+        Action::Modify => modified().into(),
+        Action::NeverSettle => Verdict { state: None, ..Verdict::accepted() },
+        Action::Throttle { ms } => {
+            let refusal = HubError::new(ErrorCode::ThrottlingException, "too many requests");
+            let verdict = Verdict::rejected(error::hub(&refusal, now.unix_ms));
+            Verdict { delay_ms: ms, detach: Some(error::hub(&refusal, now.unix_ms)), ..verdict }
         }
+        Action::NoCredit => Verdict { strike: Some(Action::NoCredit), ..Verdict::accepted() },
+        // the message is in doubt: stored, and its sender never hears of it
+        action => Verdict { state: None, strike: Some(action), ..Verdict::accepted() },
     }
 }
 

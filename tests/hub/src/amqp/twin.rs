@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fe2o3_amqp_types::messaging::annotations::OwnedKey;
-use fe2o3_amqp_types::messaging::{Annotations, MessageAnnotations, MessageId};
+use fe2o3_amqp_types::messaging::{Annotations, DeliveryState, MessageAnnotations, MessageId};
 use serde_amqp::Value;
 use serde_amqp::primitives::Symbol;
 
@@ -16,6 +16,7 @@ use super::judge::Seen;
 use super::kind::PairKey;
 use super::link::{Delivery, LinkId, Lock};
 use super::message::{Message, Outgoing};
+use super::telemetry::struck;
 use crate::domain::{Action, ErrorCode, HubError, Identity, Kind as Matter, Listener, Notification, Point};
 
 const REPORTED: &str = "/properties/reported";
@@ -41,9 +42,9 @@ impl Connection {
         let entry = self.record(id, (Matter::TwinRequest, Some(&pair.identity)), seen, message, now);
         let action = self.domain.faults.decide(Point::Twin, Some(&pair.identity));
         let throttled = matches!(action, Some(Action::Throttle { .. }));
-        let mut verdict = self.struck(action, now);
+        let mut verdict = struck(action, now);
         let delay_ms = std::mem::take(&mut verdict.delay_ms);
-        let is_served = verdict.state.as_ref().is_some_and(|state| state.is_accepted());
+        let is_served = verdict.state.as_ref().is_some_and(DeliveryState::is_accepted);
         // the answer goes to the other half; without it nobody hears of it
         let answers = self.pairs.get(pair).to_peer;
         let answer = if is_served {
@@ -97,7 +98,7 @@ impl Connection {
             data: Some(Bytes::copy_from_slice(answer.body.as_bytes())),
             ..Outgoing::default()
         };
-        self.answer_later(answers, outgoing, delay_ms, now);
+        self.answer_later(answers, &outgoing, delay_ms, now);
     }
 
     /// Takes the notifications that wait for this link; the first is returned, the others follow it.
