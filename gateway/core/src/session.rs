@@ -14,6 +14,7 @@ mod commands;
 mod context;
 pub mod effect;
 mod ended;
+mod inspect;
 mod live;
 mod will;
 

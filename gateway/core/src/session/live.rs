@@ -121,6 +121,10 @@ impl Live {
         self.inbound.len() < usize::from(self.window) && self.commands.has_room()
     }
 
+    pub(super) fn qos_in_flight(&self, slot: Slot) -> Option<QoS> {
+        self.inbound.qos(slot)
+    }
+
     pub(super) fn is_settled(&self) -> bool {
         self.inbound.is_empty()
     }
