@@ -131,6 +131,11 @@ impl Hub {
         &self.domain.ledger
     }
 
+    /// The faults that stand; [`Self::inject`] adds.
+    pub fn faults(&self) -> &domain::Faults {
+        &self.domain.faults
+    }
+
     /// Where it listens.
     pub fn addresses(&self) -> Addresses {
         self.addresses

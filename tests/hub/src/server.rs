@@ -95,7 +95,8 @@ async fn listen(shared: Arc<Shared>, mut port: Port) {
                     if let Ok(permit) = permits.clone().try_acquire_owned() {
                         tokio::spawn(serve(shared.clone(), port.service, stream, permit));
                     } else {
-                        warn!(address = %port.address, "too many connections: one was closed");
+                        shared.domain.connections.count_refused();
+                        debug!(address = %port.address, "too many connections: one was closed");
                     }
                 }
                 Err(cause) => {

@@ -134,3 +134,27 @@ impl ClientCertVerifier for AnyClient {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::CertificateParams;
+
+    use super::*;
+
+    #[test]
+    fn a_given_certificate_is_served_with_its_own_key_only() {
+        let key = KeyPair::generate().expect("key");
+        let chain = CertificateParams::new(vec!["localhost".to_owned()])
+            .expect("a name")
+            .self_signed(&key)
+            .expect("certificate")
+            .pem();
+        let given = Certificates::given(&chain, &key.serialize_pem()).expect("PEM");
+        assert_eq!(given.ca_pem.trim(), chain.trim());
+        assert!(given.server_config().is_ok());
+        let other = KeyPair::generate().expect("key").serialize_pem();
+        assert!(Certificates::given(&chain, &other).expect("PEM").server_config().is_err());
+        assert!(Certificates::given("", &other).is_err());
+        assert!(Certificates::given(&chain, "no key").is_err());
+    }
+}

@@ -47,6 +47,8 @@ pub struct ConnectionInfo {
 #[derive(Debug, Default)]
 pub struct Connections {
     next: AtomicU64,
+    refused: AtomicU64,
+    orders_dropped: AtomicU64,
     open: Mutex<BTreeMap<u64, Connection>>,
 }
 
@@ -83,6 +85,7 @@ impl Connections {
         for connection in self.lock().values_mut() {
             if connection.orders.len() >= ORDERS_MAX {
                 connection.orders.pop_front();
+                self.orders_dropped.fetch_add(1, Ordering::Relaxed);
             }
             connection.orders.push_back(order.clone());
             connection.mailbox.post(LinkKey::CONNECTION);
@@ -97,6 +100,21 @@ impl Connections {
     /// The open connections by number.
     pub fn list(&self) -> Vec<(u64, ConnectionInfo)> {
         self.lock().iter().map(|(number, connection)| (*number, connection.info.clone())).collect()
+    }
+
+    /// A TCP connection was closed at once because too many are open.
+    pub fn count_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// TCP connections closed at once because too many were open.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Orders lost because a connection did not take them.
+    pub fn orders_dropped(&self) -> u64 {
+        self.orders_dropped.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Connection>> {

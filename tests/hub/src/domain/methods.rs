@@ -72,6 +72,8 @@ pub struct Methods {
 struct State {
     links: HashMap<Identity, Line>,
     waiting: HashMap<Uuid, Caller>,
+    /// How many of `waiting` are of each identity.
+    under_way: HashMap<Identity, usize>,
 }
 
 #[derive(Debug)]
@@ -124,7 +126,7 @@ impl Methods {
         if state.waiting.get(&id).is_none_or(|caller| caller.identity != *identity) {
             return false;
         }
-        state.waiting.remove(&id).is_some_and(|caller| caller.answer.send(result).is_ok())
+        state.end(id).is_some_and(|caller| caller.answer.send(result).is_ok())
     }
 
     /// Calls the device and waits for its answer. Dropping the future gives the call up.
@@ -156,8 +158,7 @@ impl Methods {
 
     fn start(&self, identity: &Identity, call: MethodCall) -> Result<oneshot::Receiver<MethodResult>, MethodError> {
         let mut state = self.lock();
-        let under_way = state.waiting.values().filter(|caller| caller.identity == *identity).count();
-        if under_way >= CALLS_PER_IDENTITY_MAX {
+        if state.under_way.get(identity).is_some_and(|count| *count >= CALLS_PER_IDENTITY_MAX) {
             return Err(MethodError::TooManyCalls);
         }
         let (answer, receiver) = oneshot::channel();
@@ -166,11 +167,25 @@ impl Methods {
         line.calls.push_back(call);
         line.listener.wake();
         state.waiting.insert(id, Caller { identity: identity.clone(), answer });
+        *state.under_way.entry(identity.clone()).or_default() += 1;
         Ok(receiver)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn end(&mut self, id: Uuid) -> Option<Caller> {
+        let caller = self.waiting.remove(&id)?;
+        if let Some(count) = self.under_way.get_mut(&caller.identity) {
+            *count -= 1;
+            if *count == 0 {
+                self.under_way.remove(&caller.identity);
+            }
+        }
+        Some(caller)
     }
 }
 
@@ -183,7 +198,7 @@ struct GiveUp<'a> {
 impl Drop for GiveUp<'_> {
     fn drop(&mut self) {
         let mut state = self.methods.lock();
-        if let Some(caller) = state.waiting.remove(&self.id)
+        if let Some(caller) = state.end(self.id)
             && let Some(line) = state.links.get_mut(&caller.identity)
         {
             line.calls.retain(|call| call.id != self.id);
@@ -239,7 +254,8 @@ mod tests {
         let result = methods.invoke(&device, request(Duration::from_millis(5))).await;
         assert_eq!(result, Err(MethodError::TimedOut));
         assert!(methods.take_calls(&device, &link).is_empty());
-        assert!(methods.lock().waiting.is_empty());
+        let state = methods.lock();
+        assert!(state.waiting.is_empty() && state.under_way.is_empty());
     }
 
     #[tokio::test]
@@ -258,5 +274,21 @@ mod tests {
         let (result, answered) = tokio::join!(methods.invoke(&device, request), attaching);
         assert!(answered);
         assert_eq!(result.map(|result| result.status), Ok(404));
+    }
+
+    #[tokio::test]
+    async fn more_calls_than_the_bound_are_refused_until_one_ends() {
+        let methods = Methods::default();
+        let device = Identity::device("a");
+        methods.register(&device, Listener::new(&Mailbox::new(), LinkKey(1)));
+        let call = || MethodCall { id: Uuid::new_v4(), name: "m".to_owned(), payload: Bytes::new() };
+        let first = call();
+        let _answer = methods.start(&device, first.clone()).expect("room");
+        for _ in 1..CALLS_PER_IDENTITY_MAX {
+            methods.start(&device, call()).expect("room");
+        }
+        assert_eq!(methods.start(&device, call()).err(), Some(MethodError::TooManyCalls));
+        assert!(methods.respond(&device, first.id, MethodResult { status: 200, payload: Bytes::new() }));
+        assert!(methods.start(&device, call()).is_ok());
     }
 }

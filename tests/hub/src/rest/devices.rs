@@ -112,8 +112,8 @@ fn put(call: &Call<'_>, identity: &Identity) -> Result<Reply, HubError> {
     let body: IdentityBody = serde_json::from_slice(&call.body).map_err(|error| invalid(format!("body: {error}")))?;
     let present = call.domain.registry.get(identity);
     let registration = body.registration(identity, present.as_ref())?;
-    let record = match (&call.if_match, present) {
-        (IfMatch::Absent, _) | (IfMatch::Any, None) => call.domain.create_identity(registration)?,
+    let record = match call.if_match {
+        IfMatch::Absent => call.domain.create_identity(registration)?,
         _ => call.domain.update_identity(registration, &call.if_match)?,
     };
     Ok(reply::ok_tagged(&json(call.domain, &record), &record.etag))

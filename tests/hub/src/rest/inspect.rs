@@ -280,5 +280,7 @@ fn counters(domain: &Domain) -> Reply {
         "ledgerForgotten": domain.ledger.summary().forgotten,
         "twinNotificationsDropped": domain.twins.dropped(),
         "feedbackBatchesDropped": domain.feedback.dropped(),
+        "connectionsRefused": domain.connections.refused(),
+        "ordersDropped": domain.connections.orders_dropped(),
     }))
 }

@@ -38,6 +38,8 @@ async fn a_device_is_created_read_updated_and_deleted() {
     assert_eq!(updated.json["generationId"], created.json["generationId"]);
     assert!(parse_iso8601(updated.json["statusUpdatedTime"].as_str().expect("text")).is_some_and(|at| at > 0));
 
+    let nobody = call_with(&hub, "PUT /devices/dev2", &[("if-match", "*")], json!({"deviceId": "dev2"})).await;
+    assert_eq!((nobody.status, nobody.error_code()), (404, "DeviceNotFound"));
     let stale = call_with(&hub, "PUT /devices/dev1", &[("if-match", &etag)], update).await;
     assert_eq!((stale.status, stale.error_code()), (412, "PreconditionFailed"));
 

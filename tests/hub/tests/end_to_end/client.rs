@@ -1,6 +1,6 @@
-//! From a device's AMQP client to what a test reads over HTTPS: the listeners, both transports, the log and the ledger
-//! together. The client is `fe2o3-amqp`, which knows nothing of the hub.
+//! A device's AMQP client: `fe2o3-amqp`, which knows nothing of the hub.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -9,9 +9,7 @@ use fe2o3_amqp::session::SessionHandle;
 use fe2o3_amqp::{Connection, Receiver, Sender, Session};
 use fe2o3_amqp_types::messaging::{ApplicationProperties, Data, Message, Outcome, Properties};
 use fe2o3_amqp_types::primitives::{Binary, SimpleValue, Value};
-use hub::domain::{Identity, Kind, Outcome as Seen, Query, SharedKey, sign};
 use hub::websocket::WebSocketBytes;
-use hub::{Hub, HubConfig};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -21,11 +19,15 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-const EXPIRES: u64 = 4_000_000_000;
+/// What AMQP is spoken over.
+pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static {}
 
-async fn tls(hub: &Hub, address: std::net::SocketAddr) -> TlsStream<TcpStream> {
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> ByteStream for S {}
+
+/// TLS to the address, trusting this authority only.
+pub(crate) async fn tls(address: SocketAddr, ca_pem: &str) -> TlsStream<TcpStream> {
     let mut roots = RootCertStore::empty();
-    for certificate in hub::read_certificates(hub.ca_pem()).expect("PEM") {
+    for certificate in hub::read_certificates(ca_pem).expect("PEM") {
         roots.add(certificate).expect("an authority");
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -39,8 +41,9 @@ async fn tls(hub: &Hub, address: std::net::SocketAddr) -> TlsStream<TcpStream> {
     TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("TLS")
 }
 
-async fn websocket(hub: &Hub) -> impl AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static {
-    let stream = TokioIo::new(tls(hub, hub.addresses().https).await);
+/// The same, upgraded to a WebSocket.
+pub(crate) async fn websocket(address: SocketAddr, ca_pem: &str) -> impl ByteStream {
+    let stream = TokioIo::new(tls(address, ca_pem).await);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.expect("HTTP");
     tokio::spawn(async move { connection.with_upgrades().await });
     let request = Request::get("/$iothub/websocket")
@@ -58,14 +61,16 @@ async fn websocket(hub: &Hub) -> impl AsyncRead + AsyncWrite + Unpin + Send + st
     WebSocketBytes::client(TokioIo::new(upgraded)).await
 }
 
-struct Client {
+/// A connection with one session.
+pub(crate) struct Client {
     connection: ConnectionHandle<()>,
     session: SessionHandle<()>,
 }
 
-async fn open<S>(stream: S) -> Client
+/// OPEN without SASL, then BEGIN.
+pub(crate) async fn open<S>(stream: S) -> Client
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static,
+    S: ByteStream,
 {
     let builder = Connection::builder().container_id("test").hostname("localhost");
     let mut connection = builder.open_with_stream(stream).await.expect("OPEN");
@@ -75,7 +80,7 @@ where
 
 impl Client {
     /// `status-code` of the answer.
-    async fn put_token(&mut self, token: String) -> SimpleValue {
+    pub(crate) async fn put_token(&mut self, token: String) -> SimpleValue {
         let mut sender = Sender::attach(&mut self.session, "cbs-out", "$cbs").await.expect("ATTACH");
         let mut receiver = Receiver::attach(&mut self.session, "cbs-in", "$cbs").await.expect("ATTACH");
         let request = Message::builder()
@@ -96,7 +101,8 @@ impl Client {
         properties.get("status-code").cloned().expect("status-code")
     }
 
-    async fn send_telemetry(&mut self, ids: &[&str]) {
+    /// One after the other, each accepted, with `body of {id}`.
+    pub(crate) async fn send_telemetry(&mut self, ids: &[&str]) {
         let mut sender =
             Sender::attach(&mut self.session, "telemetry", "/devices/dev1/messages/events").await.expect("ATTACH");
         for id in ids {
@@ -109,55 +115,9 @@ impl Client {
         }
         sender.close().await.expect("DETACH");
     }
-}
 
-fn token(hub: &Hub, connection_string: &str) -> String {
-    let key = connection_string.rsplit_once("SharedAccessKey=").map(|(_, key)| key).expect("a key");
-    let key = SharedKey::parse(key).expect("base64");
-    sign(&format!("{}/devices/dev1", hub.domain().host_name), &key, None, EXPIRES)
-}
-
-async fn telemetry_arrives<S>(hub: &Hub, connection_string: &str, stream: S)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static,
-{
-    let mut client = open(stream).await;
-    assert_eq!(client.put_token(token(hub, connection_string)).await, SimpleValue::Int(200));
-    client.send_telemetry(&["m-1", "m-2", "m-3"]).await;
-    client.session.end().await.expect("END");
-    client.connection.close().await.expect("CLOSE");
-
-    let device = Identity::device("dev1");
-    let partition = hub.domain().telemetry.partition_of(&device);
-    let bodies: Vec<_> =
-        hub.domain().telemetry.read(partition, 0, 10).iter().map(|stored| stored.event.body.clone()).collect();
-    assert_eq!(bodies, ["body of m-1", "body of m-2", "body of m-3"]);
-    let entries = hub.ledger().entries(&Query { kind: Some(Kind::Telemetry), ..Query::default() });
-    assert!(entries.iter().all(|entry| entry.outcome == Some(Seen::Accepted) && entry.written), "{entries:?}");
-    let counts = hub.ledger().counts(&device);
-    assert_eq!((counts.accepted_written, counts.duplicates(), counts.missing(), counts.out_of_order()), (3, 0, 0, 0));
-}
-
-#[tokio::test]
-async fn telemetry_over_tls_is_stored_accepted_and_in_the_ledger() {
-    let hub = Hub::start(HubConfig::default()).expect("ports are free");
-    let connection_string = hub.add_device("dev1").expect("new");
-    let stream = tls(&hub, hub.addresses().amqps).await;
-    telemetry_arrives(&hub, &connection_string, stream).await;
-}
-
-#[tokio::test]
-async fn telemetry_over_websocket_is_stored_accepted_and_in_the_ledger() {
-    let hub = Hub::start(HubConfig::default()).expect("ports are free");
-    let connection_string = hub.add_device("dev1").expect("new");
-    let stream = websocket(&hub).await;
-    telemetry_arrives(&hub, &connection_string, stream).await;
-}
-
-#[tokio::test]
-async fn telemetry_without_tls_is_stored_accepted_and_in_the_ledger() {
-    let hub = Hub::start(HubConfig { amqp_port: Some(0), ..HubConfig::default() }).expect("ports are free");
-    let connection_string = hub.add_device("dev1").expect("new");
-    let stream = TcpStream::connect(hub.addresses().amqp.expect("asked for")).await.expect("the hub listens");
-    telemetry_arrives(&hub, &connection_string, stream).await;
+    pub(crate) async fn close(mut self) {
+        self.session.end().await.expect("END");
+        self.connection.close().await.expect("CLOSE");
+    }
 }
