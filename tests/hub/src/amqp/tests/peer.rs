@@ -86,7 +86,8 @@ impl Peer {
 
     pub(crate) fn take_bytes(&mut self, bytes: usize) -> Vec<u8> {
         let taken = self.connection.out.split_to(bytes).to_vec();
-        self.connection.handle_written(bytes);
+        self.connection.unflushed += bytes as u64;
+        self.connection.handle_flushed(self.now);
         taken
     }
 
@@ -96,7 +97,7 @@ impl Peer {
         self.connection.handle_mail(self.now);
         while !self.connection.out.is_empty() {
             let mut out = std::mem::take(&mut self.connection.out);
-            self.connection.handle_written(out.len());
+            self.connection.unflushed += out.len() as u64;
             while let Some(frame) = frame::take(&mut out, FrameType::Amqp, usize::MAX).expect("hub's frames are sound")
             {
                 if !frame.body.is_empty() {
@@ -104,7 +105,7 @@ impl Peer {
                 }
             }
             assert!(out.is_empty(), "the hub writes whole frames");
-            self.connection.turn(self.now);
+            self.connection.handle_flushed(self.now);
         }
         frames
     }
