@@ -7,23 +7,48 @@
 mod error;
 mod limits;
 mod listeners;
+mod names;
 mod quantity;
+mod read;
 mod schema;
+mod stand_in;
+mod tree;
 mod upstream;
 
 use std::net::IpAddr;
 
 use self::error::Errors;
-pub use self::{error::ConfigError, quantity::Quantity, schema::*};
+pub use self::{
+    error::{ConfigError, Place},
+    quantity::Quantity,
+    schema::*,
+};
 use crate::{settings, settings::Settings, topic::Template};
 
 impl GatewayConfig {
-    /// Reads YAML (and JSON, which is YAML).
+    /// Reads YAML (and JSON, which is YAML) and gives everything its meaning.
     ///
     /// # Errors
-    /// The first thing that is not of the form, with line and column; an unknown name with the nearest known one.
-    pub fn parse(yaml: &str) -> Result<Self, ConfigError> {
-        serde_saphyr::from_str(yaml).map_err(|error| ConfigError::from_yaml(&error))
+    /// All that is wrong, in form and in meaning, in the order of the text and with line and column; nothing that only follows
+    /// from another error. Of text that is not YAML, the first thing that is wrong.
+    pub fn read(yaml: &str) -> Result<Settings, Vec<ConfigError>> {
+        let tree = tree::parse(yaml).map_err(|error| vec![error])?;
+        match read::read::<Self>(&tree) {
+            (Some(config), errors) => config.check_with(errors),
+            (None, errors) => Err(errors.into_list()),
+        }
+    }
+
+    /// Reads YAML (and JSON, which is YAML) as it is written, whatever it may mean.
+    ///
+    /// # Errors
+    /// All that is not of the form, with line and column; an unknown name with the nearest known one.
+    pub fn parse(yaml: &str) -> Result<Self, Vec<ConfigError>> {
+        let tree = tree::parse(yaml).map_err(|error| vec![error])?;
+        match read::read(&tree) {
+            (Some(config), errors) if errors.is_empty() => Ok(config),
+            (_, errors) => Err(errors.into_list()),
+        }
     }
 
     /// Gives everything its meaning.
@@ -31,7 +56,10 @@ impl GatewayConfig {
     /// # Errors
     /// All that is wrong, in the order of the file's sections.
     pub fn check(&self) -> Result<Settings, Vec<ConfigError>> {
-        let mut errors = Errors::default();
+        self.check_with(Errors::default())
+    }
+
+    fn check_with(&self, mut errors: Errors) -> Result<Settings, Vec<ConfigError>> {
         let listeners = listeners::check(self.listeners.as_deref(), &mut errors);
         let authentication = self.authentication(&mut errors);
         let upstream = upstream::check(self, &mut errors);
@@ -39,14 +67,15 @@ impl GatewayConfig {
         let limits = limits::check(&self.limits, &mut errors);
         let tls_secret_name = self.tls(&listeners, &mut errors);
         let admin = self.admin(&listeners, &mut errors);
-        // a section that is beyond use has left its reasons in `errors`
-        let upstream = match upstream {
-            Some(upstream) if errors.is_empty() => upstream,
-            _ => return Err(errors.into_list()),
-        };
-        let settings = Settings { listeners, tls_secret_name, authentication, upstream, topics, limits, admin };
-        upstream::check_room(&settings, &mut errors);
-        if errors.is_empty() { Ok(settings) } else { Err(errors.into_list()) }
+        if let Some(upstream) = &upstream {
+            upstream::check_room(upstream, limits.connections_max, &mut errors);
+        }
+        match upstream {
+            Some(upstream) if errors.is_empty() => {
+                Ok(Settings { listeners, tls_secret_name, authentication, upstream, topics, limits, admin })
+            }
+            _ => Err(errors.into_list()),
+        }
     }
 
     fn authentication(&self, errors: &mut Errors) -> settings::Authentication {
@@ -61,13 +90,15 @@ impl GatewayConfig {
         enrollment_groups(&sas.enrollment_groups, errors);
         let has_keys = device_keys.is_some() || !sas.enrollment_groups.is_empty();
         match sas.verify {
-            Verify::Hub if has_keys => errors.add(
+            Verify::Hub if has_keys => errors.add_across(
                 "authentication.sas",
+                &["authentication.sas.verify"],
                 "keys are named, but the hub checks the tokens",
                 "write verify: Local, or leave out deviceKeys and enrollmentGroups",
             ),
-            Verify::Local if !has_keys && x509.is_none() => errors.add(
+            Verify::Local if !has_keys && x509.is_none() => errors.add_across(
                 "authentication.sas",
+                &["authentication.sas.deviceKeys", "authentication.sas.enrollmentGroups", "authentication.x509"],
                 "verify is Local and there is nothing to verify with",
                 "name deviceKeys or enrollmentGroups, or set authentication.x509",
             ),
@@ -118,8 +149,11 @@ impl GatewayConfig {
         if let Some(name) = &secret_name {
             errors.secret_name("tls.secretName", name);
         }
-        let encrypted = listeners.iter().find(|listener| listener.protocol != settings::Protocol::MqttPlain);
-        if let (None, Some(listener)) = (&secret_name, encrypted) {
+        let encrypted = listeners.iter().enumerate().find(|(index, listener)| {
+            listener.protocol != settings::Protocol::MqttPlain
+                && errors.was_read(&format!("listeners[{index}].protocol"))
+        });
+        if let (None, Some((_, listener))) = (&secret_name, encrypted) {
             let problem = format!("listener {} has no certificate", listener.name);
             errors.add("tls.secretName", problem, "name the directory with tls.crt and tls.key");
         }
@@ -134,8 +168,12 @@ impl GatewayConfig {
             errors.add("admin.port", problem, "choose another port");
         }
         if !address.is_loopback() && self.admin.tls.is_none() {
-            let problem = format!("{address} can be reached from elsewhere, and admin.tls is missing");
-            errors.add("admin.address", problem, "use 127.0.0.1, or set admin.tls {secretName, clientCASecretName}");
+            errors.add_across(
+                "admin.address",
+                &["admin.tls"],
+                format!("{address} can be reached from elsewhere, and admin.tls is missing"),
+                "use 127.0.0.1, or set admin.tls {secretName, clientCASecretName}",
+            );
         }
         if let Some(tls) = &self.admin.tls {
             errors.secret_name("admin.tls.secretName", &tls.secret_name);

@@ -309,7 +309,7 @@ fn a_token_beside_a_certificate_decides_alone() {
 
 #[test]
 fn at_a_broker_the_token_names_the_host_of_the_user_name() {
-    let broker = settings("{amqp: {url: 'amqps://broker.example', telemetryAddress: t}}");
+    let broker = settings("{amqp: {url: 'amqps://broker.example', telemetryAddress: 't/{deviceId}'}}");
     let mut keys = Keys::new(&broker);
     keys.add_devices(format!("dev1 {K1}").as_bytes()).expect("a good line");
     let at = |host: &str| {

@@ -161,7 +161,12 @@ impl Connection {
         self.take_signals(cx, core, bench, now);
         self.take_events(cx, core, bench, now);
         self.check_time(core, bench, now);
+        let had_link = self.link.is_some();
         let read = self.receive(cx, core, bench, now);
+        if !had_link {
+            // the CONNECT may just have made one: it must know whom to wake
+            self.take_events(cx, core, bench, now);
+        }
         self.write_out(cx, core, bench, now);
         self.say_goodbye(cx, bench, now);
         self.note_in_flight(core);
@@ -171,7 +176,7 @@ impl Connection {
         if matches!(self.phase, Phase::Over) {
             return Poll::Ready(());
         }
-        self.rearm(core);
+        self.rearm(core, now.monotonic);
         Poll::Pending
     }
 
@@ -387,7 +392,10 @@ impl Connection {
                 }
                 Ok(Decoded::Incomplete { .. }) => break,
                 Err(error) => {
-                    debug!(connection = self.place.serial, %error, "bytes are no packet");
+                    let roster = core.roster.borrow();
+                    let address = roster.get(self.place.key as usize).map(|entry| entry.address);
+                    debug!(?address, %error, "bytes are no packet");
+                    drop(roster);
                     self.with_session(core, bench, now, |session, context, out| {
                         session.handle_malformed(context, &error, out);
                     });
@@ -490,7 +498,7 @@ impl Connection {
         }
     }
 
-    fn rearm(&mut self, core: &Core) {
+    fn rearm(&mut self, core: &Core, now: Millis) {
         let deadline = match &self.phase {
             Phase::Handshaking { deadline, .. } => Some(*deadline),
             Phase::Serving => [self.session.poll_timeout(), self.write_deadline(core)].into_iter().flatten().min(),
@@ -498,7 +506,6 @@ impl Connection {
             Phase::Over => None,
         };
         // a deadline that moved later is looked at when the old tick comes: no message moves a timer
-        let now = core.clock.monotonic();
         let pending = self.armed.filter(|armed| armed.millis() > now);
         let wanted = deadline.map(|deadline| Tick::after(deadline.max(Millis(now.0 + 1))));
         let armed = match (pending, wanted) {
@@ -512,6 +519,11 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        if !matches!(self.phase, Phase::Ending(_) | Phase::Over) {
+            // cut short by a panic or by the end of its core
+            let gauge = if self.accepted { &self.core.metrics.connections } else { &self.core.metrics.handshakes };
+            gauge.add(-1);
+        }
         self.core.metrics.down.inflight.add(-(self.in_flight.commands.cast_signed() as i64));
         self.core.dismiss(self.place, self.armed);
     }

@@ -1,7 +1,6 @@
 //! One core: a thread with a `current_thread` runtime, its listeners, its devices and its AMQP connections.
 //!
-//! Nothing on the message path leaves the core. From outside come [`Order`]s: take-over, who is connected, new secrets,
-//! drain.
+//! Nothing on the message path leaves the core. From outside come [`Order`]s: take-over, who is connected, new secrets.
 
 use std::{
     cell::{Cell, RefCell},
@@ -51,8 +50,6 @@ pub enum Order {
     Connections(ConnectionsQuery, oneshot::Sender<Vec<ConnectionInfo>>),
     /// Use these for the hub's side from now on.
     Secrets(Arc<UpstreamSecrets>),
-    /// Stop accepting, let what is in flight settle until then, close, end.
-    Drain(Millis),
 }
 
 /// A filtered, bounded question for connections.
@@ -215,7 +212,7 @@ pub struct Parts {
     pub orders: mpsc::Receiver<Order>,
 }
 
-/// Serves until an [`Order::Drain`] is carried out. Blocks its thread.
+/// Serves until [`Shared::drain`] says so and everything is closed. Blocks its thread.
 pub fn run(parts: Parts) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, serve(parts));
@@ -230,11 +227,15 @@ async fn serve(parts: Parts) {
         .into_iter()
         .map(|listener| tokio::task::spawn_local(listener::accept(Rc::clone(&core), listener)))
         .collect();
+    let mut told = core.shared.drain.subscribe();
     let deadline = loop {
-        match orders.recv().await {
-            Some(Order::Drain(deadline)) => break deadline,
-            Some(order) => core.carry_out(order),
-            None => break core.clock.monotonic(),
+        if let Some(deadline) = *told.borrow_and_update() {
+            break deadline;
+        }
+        tokio::select! {
+            Some(order) = orders.recv() => core.carry_out(order),
+            // an error means that nobody is left who could tell
+            changed = told.changed() => if changed.is_err() { break core.clock.monotonic() },
         }
     };
     for task in &accepting {
@@ -335,7 +336,6 @@ impl Core {
                 let _gone = answer.send(self.connections(&query));
             }
             Order::Secrets(secrets) => self.upstream.set_secrets(secrets),
-            Order::Drain(deadline) => self.begin_drain(deadline),
         }
     }
 

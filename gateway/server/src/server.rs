@@ -55,6 +55,8 @@ pub struct Shared {
     pub gate: Gate,
     /// How to reach each core.
     pub cores: Vec<mpsc::Sender<Order>>,
+    /// Until when connections may settle, once the gateway drains.
+    pub drain: watch::Sender<Option<Millis>>,
 }
 
 /// Why a gateway cannot start; nothing is left running.
@@ -107,6 +109,7 @@ impl Gateway {
             registry: Registry::new(options.cores),
             gate: Gate::new(&settings.limits),
             cores: orders,
+            drain: watch::channel(None).0,
             settings,
         });
         let mut gateway = Self::new(&shared, &ports, admin.local_addr()?);
@@ -166,10 +169,8 @@ impl Gateway {
         self.shared.registry.process.draining.store(true, Relaxed);
         let now = Millis(self.shared.start.elapsed().as_millis() as u64);
         let deadline = now.after(self.shared.settings.limits.shutdown_timeout);
-        for core in &self.shared.cores {
-            // a core that is gone is drained
-            let _gone = core.try_send(Order::Drain(deadline));
-        }
+        // the first time counts
+        self.shared.drain.send_if_modified(|until| until.is_none() && until.replace(deadline).is_none());
     }
 
     /// Drains, and waits until everything is closed.

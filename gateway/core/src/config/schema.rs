@@ -165,9 +165,9 @@ pub enum Transport {
 pub struct Amqp {
     /// `amqps://host[:port]`, or `amqp://…` without TLS.
     pub url: String,
-    /// Address of telemetry; `{deviceId}` is replaced.
+    /// Address of telemetry; `{deviceId}` is replaced and must be there: only the address tells who sent a message.
     pub telemetry_address: String,
-    /// Address of commands; `{deviceId}` is replaced. Default: no commands.
+    /// Address of commands; `{deviceId}` is replaced and must be there. Default: no commands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command_address: Option<String>,
     /// Directory with `username` and `password` for SASL PLAIN.

@@ -5,7 +5,10 @@ use std::{
     net::TcpStream,
 };
 
-use device::script::Device;
+use rustls::{ClientConnection, StreamOwned};
+use rustls_pki_types::ServerName;
+
+use device::script::{Device, Transport};
 use serde_json::Value;
 
 use crate::support::{World, login};
@@ -67,4 +70,26 @@ fn connections_are_listed_filtered_and_paged_over_all_cores() {
     assert_eq!(get(&world, "/connections?protocol=HTTP").0, 400);
     assert_eq!(get(&world, "/connections?limit=0").0, 400);
     assert_eq!(get(&world, "/connections?unknown=1").0, 400);
+}
+
+#[test]
+fn with_tls_the_admin_port_takes_only_clients_with_a_certificate() {
+    let world = World::without_hub("");
+    let yaml = "listeners: [{name: plain, protocol: MQTTPlain, port: 0}]
+upstream: {iotHub: {hostName: localhost}}
+admin: {port: 0, tls: {secretName: tls, clientCASecretName: ca}}";
+    let world = World::start_beside(world, yaml);
+    let ask = |transport: Transport| {
+        let Transport::Tls(config, name) = transport else { unreachable!("TLS was asked for") };
+        let socket = TcpStream::connect(world.gateway.admin).unwrap();
+        let connection = ClientConnection::new(config, ServerName::try_from(name).unwrap()).unwrap();
+        let mut stream = StreamOwned::new(connection, socket);
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map(|_| answer)
+    };
+    let (chain, key) = world.certificates.issue("operator");
+    let answer = ask(world.tls_as(false, Some((&chain, &key)))).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(ask(world.tls()).is_err());
 }

@@ -218,3 +218,16 @@ fn a_device_that_does_not_read_is_closed() {
     world.expect_metric("gateway_disconnects_total{cause=\"write_timeout\"}", 1);
     world.expect_metric("gateway_limit_reached_total{limit=\"device_output\"}", 1);
 }
+
+#[test]
+fn a_key_that_is_added_to_its_file_counts_without_a_restart() {
+    let world = World::without_hub("");
+    check_connack(&world, &login("d10"), 5, "unknown_device", 1);
+    world.folder.write("device-keys/more", &format!("d10 {KEY}\n"));
+    world.expect_metric("gateway_secret_loads_total{secret=\"device-keys\",result=\"loaded\"}", 1);
+    world.connect("d10").ping().unwrap();
+    // a file that is wrong changes nothing
+    world.folder.write("device-keys/more", "d10 nonsense\n");
+    world.expect_metric("gateway_secret_loads_total{secret=\"device-keys\",result=\"failed\"}", 1);
+    world.connect("d10").ping().unwrap();
+}
