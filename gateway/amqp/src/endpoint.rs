@@ -13,6 +13,7 @@ mod outgoing;
 mod session;
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use slab::Slab;
 
@@ -23,7 +24,6 @@ use link::Link;
 use session::Session;
 
 /// One AMQP 1.0 connection, client side.
-#[derive(Debug)]
 pub struct Endpoint {
     config: Config,
     phase: Phase,
@@ -65,6 +65,20 @@ pub struct Endpoint {
     dirty: Vec<u32>,
     /// Links refused for `OutputFull`.
     output_blocked: Vec<LinkId>,
+}
+
+/// Sizes only: the output may hold a password or a token.
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("phase", &self.phase)
+            .field("sessions", &self.sessions.len())
+            .field("links", &self.links.len())
+            .field("events", &self.events.len())
+            .field("output_bytes", &self.output.len())
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What is waited for.

@@ -52,7 +52,7 @@ fn our_state(state: &DeliveryState) -> State {
             delivery_failed: modified.delivery_failed.unwrap_or(false),
             undeliverable_here: modified.undeliverable_here.unwrap_or(false),
         },
-        _ => return State::Passing,
+        DeliveryState::Received(_) => return State::Passing,
     })
 }
 

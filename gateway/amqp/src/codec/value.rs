@@ -325,13 +325,26 @@ impl<'a> List<'a> {
     field!(bool, bool, Value::Bool(v) => v, "expected a boolean");
     field!(u8, u8, Value::Ubyte(v) => v, "expected a ubyte");
     field!(u16, u16, Value::Ushort(v) => v, "expected a ushort");
-    field!(u32, u32, Value::Uint(v) => v, "expected a uint");
+    field!(any_u32, u32, Value::Uint(v) => v, "expected a uint");
     field!(u64, u64, Value::Ulong(v) => v, "expected a ulong");
     field!(timestamp, i64, Value::Timestamp(v) => v, "expected a timestamp");
     field!(binary, &'a [u8], Value::Binary(v) => v, "expected binary");
     field!(string, &'a str, Value::Str(v) => v, "expected a string");
     field!(symbol, &'a str, Value::Symbol(v) => v, "expected a symbol");
     field!(map, Map<'a>, Value::Map(v) => v, "expected a map");
+
+    /// As the others, and quick for the two wide-spread forms: three of these stand in every frame of the message path.
+    #[inline]
+    pub(crate) fn u32(&mut self) -> Result<Option<u32>, Malformed> {
+        let (value, rest) = match *self.reader.rest {
+            [0x52, value, ref rest @ ..] if self.left > 0 => (u32::from(value), rest),
+            [0x70, a, b, c, d, ref rest @ ..] if self.left > 0 => (u32::from_be_bytes([a, b, c, d]), rest),
+            _ => return self.any_u32(),
+        };
+        self.left -= 1;
+        self.reader.rest = rest;
+        Ok(Some(value))
+    }
 
     /// Passes over `fields` fields.
     pub(crate) fn skip(&mut self, fields: u32) -> Result<(), Malformed> {
@@ -343,7 +356,16 @@ impl<'a> List<'a> {
     }
 
     /// A described list: its descriptor and fields.
+    #[inline]
     pub(crate) fn composite(&mut self) -> Result<Option<(u64, List<'a>)>, Malformed> {
+        // `accepted`, `released`: a list without fields
+        if let [0x00, 0x53, code, 0x45, ref rest @ ..] = *self.reader.rest
+            && self.left > 0
+        {
+            self.left -= 1;
+            self.reader.rest = rest;
+            return Ok(Some((u64::from(code), List { reader: Reader::new(&[]), left: 0 })));
+        }
         match self.next()? {
             Value::Null => Ok(None),
             Value::Other(bytes) => composite(bytes).map(Some),

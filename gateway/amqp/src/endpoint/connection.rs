@@ -224,7 +224,7 @@ impl Endpoint {
         }
         let heartbeat = (self.phase == Phase::Open && self.heartbeat_ms > 0).then(|| self.heartbeat_at());
         let silence = (self.phase == Phase::Open && self.config.idle_timeout_ms > 0).then(|| self.silence_at());
-        let wait = self.waits.front().map(|(deadline, _)| *deadline);
+        let wait = self.waits.front().filter(|_| !self.is_closing()).map(|(deadline, _)| *deadline);
         [heartbeat, silence, wait, self.phase_deadline_ms].into_iter().flatten().min()
     }
 
@@ -259,7 +259,8 @@ impl Endpoint {
                 self.sent_at_ms = self.now_ms;
             }
         }
-        while let Some((deadline, wait)) = self.waits.front().copied() {
+        // after CLOSE nothing is written any more and one deadline ends it all
+        while let Some((deadline, wait)) = self.waits.front().copied().filter(|_| !self.is_closing()) {
             if !self.is_stale(wait) {
                 if deadline > self.now_ms {
                     break;

@@ -1,5 +1,7 @@
 //! Links: ATTACH, DETACH, and the link half of FLOW.
 
+use std::collections::HashMap;
+
 use super::incoming::Partial;
 use super::input::{Fault, Handled};
 use super::{Endpoint, Wait};
@@ -189,6 +191,9 @@ impl Endpoint {
         let Some(index) = place.attaching.remove(&(role, Box::from(attach.name))) else {
             return self.refuse_peers_link(session, attach, role);
         };
+        if place.attaching.is_empty() {
+            place.attaching = HashMap::new(); // thousands attach at once, then hardly any
+        }
         let slot = attach.handle as usize;
         if place.remote_handles.len() <= slot {
             place.remote_handles.resize(slot + 1, None);
@@ -252,6 +257,10 @@ impl Endpoint {
         if place.handles.len() >= place.links_max as usize || self.links.len() >= self.config.links_max as usize {
             return Err(Fault::session("amqp:not-allowed", "no handle left for a link of the peer"));
         }
+        // the answer repeats the name and has to fit the smallest frame
+        if attach.name.len() > 255 {
+            return Err(Fault::session("amqp:not-allowed", "links are started by us"));
+        }
         self.counters.links_failed += 1;
         self.generation = self.generation.wrapping_add(1);
         let handle = place.handles.vacant_key() as u32;
@@ -278,7 +287,7 @@ impl Endpoint {
             State::Attaching(_) | State::Refused | State::Attached => {
                 let (session, handle) = (link.session, link.handle);
                 if !self.sessions[session as usize].is_begun() || self.is_closing() {
-                    return; // the session's own end is under way and will tell
+                    return; // the end of session or connection is under way and will tell
                 }
                 self.flush();
                 self.links[index as usize].state = State::Detaching;
@@ -333,7 +342,8 @@ impl Endpoint {
 
     pub(super) fn fail_link_with(&mut self, index: u32, error: Option<&Error>, cause: Cause) {
         let link = &self.links[index as usize];
-        if matches!(link.state, State::Attaching(_) | State::Refused | State::Attached) {
+        let has_handle = matches!(link.state, State::Attaching(_) | State::Refused | State::Attached);
+        if has_handle && self.sessions[link.session as usize].is_begun() {
             frames::write_detach(&mut self.output, link.session as u16, link.handle, error);
         }
         self.link_over(index, cause);

@@ -255,6 +255,9 @@ impl Endpoint {
     }
 
     pub(super) fn end_session(&mut self, index: u32) {
+        if self.is_closing() {
+            return; // CLOSE is the last thing written, and its end is the session's
+        }
         match self.sessions[index as usize].state {
             State::Waiting => self.drop_session(index, Cause::Local),
             State::Beginning | State::Begun => {
@@ -312,6 +315,11 @@ impl Endpoint {
         let waiting = std::mem::take(&mut session.waiting);
         session.attaching = HashMap::new();
         session.incoming = HashMap::new();
+        // thousands may be blocked: none of them has to look for itself in the lists
+        session.blocked = Vec::new();
+        for link in &links {
+            self.links[*link as usize].blocked = false;
+        }
         self.lose_all_unsettled(index);
         for link in waiting {
             if self.link(link).is_some() {
@@ -326,7 +334,6 @@ impl Endpoint {
         session.remote_handles = Vec::new();
         session.settles = Vec::new();
         session.flows = Vec::new();
-        session.blocked = Vec::new();
         session.tail = None;
         session.flow_due = false;
         let session = self.session_id(index);

@@ -1,7 +1,7 @@
 //! What the specification demands of a connection (2.2 to 2.4, 2.7.1, 2.7.9, 5.3), one row per rule.
 
-use crate::peer::{CHANNEL, HEADER, Room, SASL_HEADER, begin, config, error, flow, frame, open, raw_frame};
-use amqp_endpoint::{Config, Refused, Sasl};
+use crate::peer::{CHANNEL, HEADER, Room, SASL_HEADER, begin, config, error, flow, frame, open, raw_frame, transfer};
+use amqp_endpoint::{Attach, Config, DeliveryId, Refused, Sasl, Settle};
 use fe2o3_amqp_types::performatives::{Close, Open};
 
 /// On a fresh connection without SASL, `input` makes the endpoint write `sent` and tell `told` (after its own header and OPEN).
@@ -151,6 +151,24 @@ fn amqp_2_4_3_our_close_waits_for_theirs_and_outlives_nothing_else() {
 }
 
 #[test]
+fn amqp_2_4_3_close_is_the_last_thing_written() {
+    let (mut room, session) = Room::begun(config());
+    let link = room.sender(session, 0);
+    let receiver = room.receiver(session, 1, Attach::new("r", "node"));
+    room.hear(CHANNEL, transfer(1, 0));
+    room.endpoint.attach_sender(session, Attach::new("unanswered", "node"), 7).unwrap();
+    room.sent();
+    room.endpoint.close(None);
+    room.endpoint.settle(receiver, DeliveryId(0), Settle::Accepted);
+    room.endpoint.grant(receiver, 5);
+    room.endpoint.detach(link);
+    room.endpoint.end(session);
+    room.endpoint.close(None);
+    room.endpoint.handle_timeout(29_000);
+    assert_eq!(room.sent(), ["close"]);
+}
+
+#[test]
 fn amqp_2_4_3_close_before_their_open_still_reads_their_header() {
     let mut room = Room::new(config());
     room.endpoint.close(None);
@@ -288,6 +306,16 @@ fn amqp_5_3_3_init_names_an_offered_mechanism_only() {
     let mut room = sasl(Sasl::External);
     room.feed(&mechanisms(b"\xc0\x08\x01\xa3\x05PLAIN"));
     assert_eq!((room.sent(), room.told()), (vec![], owned(&["closed sasl(none)"])));
+}
+
+#[test]
+fn a_password_is_written_once_and_never_printed() {
+    let secret = || Sasl::Plain { user: "u".into(), password: "zq".into() };
+    let mut room = sasl(secret());
+    room.feed(&mechanisms(b"\xc0\x08\x01\xa3\x05PLAIN"));
+    let printed = format!("{:?} {:?} {:?}", room.endpoint, room.endpoint.config(), secret());
+    assert!(!printed.contains("zq") && !printed.contains("122, 113"), "{printed}");
+    assert!(room.endpoint.output().windows(2).any(|bytes| bytes == b"zq"));
 }
 
 #[test]

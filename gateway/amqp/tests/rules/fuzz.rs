@@ -24,6 +24,7 @@ enum Step {
     Send(usize, u16),
     Grant(usize, u8),
     Settle(usize, u8, u8),
+    Close,
     TakeOutput,
     Later(u16),
 }
@@ -78,6 +79,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (any::<usize>(), 0..9_u8).prop_map(|(l, n)| Step::Grant(l, n)),
         2 => (any::<usize>(), 0..9_u8, 0..4_u8).prop_map(|(l, id, how)| Step::Settle(l, id, how)),
         2 => Just(Step::TakeOutput),
+        1 => prop::bool::weighted(0.1).prop_map(|close| if close { Step::Close } else { Step::TakeOutput }),
         1 => (0..20_000_u16).prop_map(Step::Later),
     ];
     prop::collection::vec(step, 0..120)
@@ -93,6 +95,7 @@ struct Run {
     live_links: BTreeSet<LinkId>,
     live_sessions: BTreeSet<SessionId>,
     closed: bool,
+    order: Order,
 }
 
 impl Run {
@@ -108,6 +111,7 @@ impl Run {
             live_links: BTreeSet::new(),
             live_sessions: BTreeSet::from([session]),
             closed: false,
+            order: Order { channels: BTreeSet::from(["0".to_owned()]), ..Order::default() },
         };
         for n in 0..2 {
             let link = run.room.endpoint.attach_sender(session, Wish::new(format!("s{n}"), "node"), 0).unwrap();
@@ -170,8 +174,8 @@ impl Run {
                 };
                 endpoint.settle(self.links[pick(*at, self.links.len()).unwrap()], DeliveryId(u32::from(*id)), how);
             }
-            // every frame is read by the other codec
-            Step::TakeOutput => drop(self.room.sent()),
+            Step::Close => endpoint.close(None),
+            Step::TakeOutput => self.take_output(),
             Step::Later(ms) => {
                 self.room.now += u64::from(*ms);
                 endpoint.handle_timeout(self.room.now);
@@ -206,7 +210,51 @@ impl Run {
         self.keep_books();
         assert!(self.closed);
         assert!(self.pending.is_empty() && self.live_links.is_empty() && self.live_sessions.is_empty());
-        self.room.sent();
+        self.take_output();
+    }
+
+    /// Every frame is read by the other codec, and stands where a frame of its kind may stand.
+    fn take_output(&mut self) {
+        for line in self.room.sent() {
+            self.order.check(&line);
+        }
+    }
+}
+
+/// What is open from the endpoint's side, by what it wrote.
+#[derive(Default)]
+struct Order {
+    closed: bool,
+    channels: BTreeSet<String>,
+    handles: BTreeSet<String>,
+}
+
+impl Order {
+    fn check(&mut self, line: &str) {
+        assert!(!self.closed, "{line} after CLOSE");
+        let words: Vec<&str> = line.split(' ').collect();
+        let place = words.get(1).map_or("", |word| *word).to_owned();
+        match words[0] {
+            "close" => self.closed = true,
+            "heartbeat" => {}
+            "begin" => assert!(self.channels.insert(place), "{line} twice"),
+            "end" => {
+                assert!(self.channels.remove(&place), "{line} of nothing");
+                self.handles.retain(|handle| handle.split('/').next() != Some(&place));
+            }
+            "attach" => {
+                assert!(self.channels.contains(place.split('/').next().unwrap()), "{line} without session");
+                assert!(self.handles.insert(place), "{line} twice");
+            }
+            "detach" => assert!(self.handles.remove(&place), "{line} of nothing"),
+            "transfer" => assert!(self.handles.contains(&place), "{line} without link"),
+            "flow" if words.contains(&"link") => {
+                let at = words.iter().position(|word| *word == "link").unwrap();
+                assert!(self.handles.contains(&format!("{place}/{}", words[at + 1])), "{line} without link");
+            }
+            "flow" | "disposition" => assert!(self.channels.contains(&place), "{line} without session"),
+            other => panic!("{other}"),
+        }
     }
 }
 

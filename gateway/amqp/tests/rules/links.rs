@@ -275,6 +275,15 @@ fn an_unanswered_attach_is_detached_and_its_late_answer_harmless() {
 }
 
 #[test]
+fn amqp_2_5_5_an_attach_that_runs_out_after_end_is_not_detached() {
+    let (mut room, session, _) = asked(&Role::Sender, Wish::new("s", "node"));
+    room.endpoint.handle_timeout(1_000);
+    room.endpoint.end(session);
+    room.endpoint.handle_timeout(30_500);
+    assert_eq!((room.sent(), room.told()), (owned(&["end 0"]), owned(&["refused 5 timeout"])));
+}
+
+#[test]
 fn an_unanswered_detach_runs_out() {
     let (mut room, session) = Room::begun(config());
     let link = room.sender(session, 0);
