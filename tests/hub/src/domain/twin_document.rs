@@ -20,6 +20,9 @@ pub struct Document {
     pub properties: Object,
     /// Rises by one with every change, from 1.
     pub version: u64,
+    /// When it changed last, Unix milliseconds.
+    updated_ms: u64,
+    /// `$metadata` by key, without the document's own stamp: an untouched document allocates nothing.
     metadata: Object,
     bytes_max: usize,
 }
@@ -27,7 +30,7 @@ pub struct Document {
 impl Document {
     /// An empty document of at most so many bytes, counted as the hub counts ([`size`]).
     pub fn new(bytes_max: usize, now_ms: u64) -> Self {
-        Self { properties: Object::new(), version: 1, metadata: stamped(now_ms), bytes_max }
+        Self { properties: Object::new(), version: 1, updated_ms: now_ms, metadata: Object::new(), bytes_max }
     }
 
     /// Merges a patch: `null` deletes, objects merge, all else replaces. Returns the new version.
@@ -41,6 +44,7 @@ impl Document {
         check_depth(&properties)?;
         self.check_size(&properties)?;
         touch(&mut self.metadata, patch, now_ms);
+        self.updated_ms = now_ms;
         self.properties = properties;
         self.version += 1;
         Ok(self.version)
@@ -60,8 +64,9 @@ impl Document {
         for key in self.properties.keys().filter(|key| !with.contains_key(*key)) {
             patch.insert(key.clone(), Value::Null);
         }
-        self.metadata = stamped(now_ms);
+        self.metadata = Object::new();
         touch(&mut self.metadata, with, now_ms);
+        self.updated_ms = now_ms;
         self.properties = properties;
         self.version += 1;
         Ok(patch)
@@ -77,7 +82,9 @@ impl Document {
     /// The service's view: with `$metadata` too.
     pub fn service_json(&self) -> Value {
         let mut json = self.properties.clone();
-        json.insert("$metadata".to_owned(), Value::Object(self.metadata.clone()));
+        let mut metadata = self.metadata.clone();
+        metadata.insert("$lastUpdated".to_owned(), json!(iso8601(self.updated_ms)));
+        json.insert("$metadata".to_owned(), Value::Object(metadata));
         json.insert("$version".to_owned(), json!(self.version));
         Value::Object(json)
     }
@@ -142,9 +149,8 @@ fn stamped(now_ms: u64) -> Object {
     metadata
 }
 
-/// Stamps every level that the patch changes; a deleted key loses its entry and leaves its trace one level up.
+/// Stamps every key that the patch changes and every level above it; a deleted key loses its entry and leaves its trace one level up.
 fn touch(metadata: &mut Object, patch: &Object, now_ms: u64) {
-    metadata.insert("$lastUpdated".to_owned(), json!(iso8601(now_ms)));
     for (key, value) in patch {
         match value {
             Value::Null => {
@@ -153,6 +159,7 @@ fn touch(metadata: &mut Object, patch: &Object, now_ms: u64) {
             Value::Object(patch) => {
                 let below = metadata.entry(key.clone()).or_insert_with(|| Value::Object(Object::new()));
                 if let Value::Object(below) = below {
+                    below.insert("$lastUpdated".to_owned(), json!(iso8601(now_ms)));
                     touch(below, patch, now_ms);
                 }
             }

@@ -18,7 +18,7 @@ use crate::amqp::connection::{Connection, Now};
 use crate::amqp::frame::{self, FrameType, Performative};
 use crate::amqp::message::{Message, Outgoing};
 use crate::amqp::{AmqpSettings, Transport, error};
-use crate::domain::{Domain, Identity, Registration, Settings, sign};
+use crate::domain::{ClientCertificate, Domain, Identity, Registration, Settings, sign};
 
 pub(crate) const HUB: &str = "hub.example.com";
 
@@ -54,8 +54,17 @@ impl Peer {
 
     /// Bytes may come.
     pub(crate) fn on(domain: Arc<Domain>, settings: AmqpSettings) -> Self {
+        Self::shown(domain, settings, None)
+    }
+
+    /// The same from a client that showed a certificate in TLS.
+    pub(crate) fn shown(
+        domain: Arc<Domain>,
+        settings: AmqpSettings,
+        client_certificate: Option<ClientCertificate>,
+    ) -> Self {
         let now = Now { unix_ms: domain.clock.now_ms(), tick: 0 };
-        let transport = Transport { name: "AMQP", client_certificate: None };
+        let transport = Transport { name: "AMQP", client_certificate };
         let connection = Connection::new(domain.clone(), Arc::new(settings), transport, now);
         Self { connection, domain, now, next_delivery_id: 0, cbs_answers: 0 }
     }
