@@ -130,7 +130,7 @@ async fn connections(
     let more = found.len() > limit;
     found.truncate(limit);
     let next = found.last().filter(|_| more).map(|last| last.device.to_string());
-    Ok(Json(ConnectionsPage { connections: found.into_iter().map(entry).collect(), next }))
+    Ok(Json(ConnectionsPage { connections: found.iter().map(entry).collect(), next }))
 }
 
 impl ConnectionsParameters {
@@ -155,7 +155,7 @@ fn protocol_of(name: &str) -> Option<Protocol> {
     all.into_iter().find(|protocol| protocol_name(*protocol) == name)
 }
 
-fn entry(info: ConnectionInfo) -> ConnectionEntry {
+fn entry(info: &ConnectionInfo) -> ConnectionEntry {
     let since = jiff::Timestamp::from_second(info.since.0.cast_signed()).unwrap_or_default();
     ConnectionEntry {
         device: info.device.to_string(),

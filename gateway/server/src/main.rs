@@ -9,7 +9,10 @@ use gateway::{
     secrets::Directory,
     server::{Gateway, Options, StartError},
 };
-use gateway_core::{config::GatewayConfig, settings::Settings};
+use gateway_core::{
+    config::{ConfigError, GatewayConfig},
+    settings::Settings,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
@@ -66,7 +69,9 @@ fn main() -> ExitCode {
     let settings = match read_settings(&arguments) {
         Ok(settings) => settings,
         Err(errors) => {
-            errors.iter().for_each(|error| eprintln!("{error}"));
+            for error in errors {
+                eprintln!("{error}");
+            }
             return ExitCode::from(EXIT_CONFIGURATION);
         }
     };
@@ -82,9 +87,8 @@ fn main() -> ExitCode {
 fn read_settings(arguments: &Arguments) -> Result<Settings, Vec<String>> {
     let file = arguments.config.display();
     let yaml = std::fs::read_to_string(&arguments.config).map_err(|error| vec![format!("{file}: {error}")])?;
-    let config = GatewayConfig::parse(&yaml).map_err(|error| vec![format!("{file}: {error}")])?;
-    let settings =
-        config.check().map_err(|errors| errors.iter().map(|error| format!("{file}: {error}")).collect::<Vec<_>>())?;
+    let named = |errors: Vec<ConfigError>| errors.iter().map(|error| format!("{file}: {error}")).collect::<Vec<_>>();
+    let settings = GatewayConfig::read(&yaml).map_err(named)?;
     if arguments.check && arguments.secrets.is_dir() {
         Watcher::new(settings.clone().into(), Directory::new(&arguments.secrets)).load()?;
     }

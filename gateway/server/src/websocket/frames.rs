@@ -289,7 +289,7 @@ mod tests {
             frame(FIN, b"o"),
             frame(FIN | 2, &[1; 200]),
             frame(FIN | 2, &long),
-            frame(FIN | 10, b""),
+            frame(0x8A, b""),
         ]
         .concat();
         let expected = [b"onetwo".as_slice(), &[1; 200], &long].concat();

@@ -24,9 +24,9 @@ fn command(world: &World, text: &'static str) {
             to: Some("/devices/d1/messages/deviceBound".into()),
             ..Default::default()
         },
-        application_properties: Default::default(),
+        application_properties: fe2o3_amqp_types::messaging::ApplicationProperties::default(),
         body: text.as_bytes().into(),
-        ack: Default::default(),
+        ack: hub::domain::Ack::default(),
         message_id: text.into(),
         generation_id: "1".into(),
         enqueued_ms: now,
