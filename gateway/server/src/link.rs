@@ -6,6 +6,7 @@
 mod command;
 mod commands;
 mod device;
+mod devices;
 mod encode;
 mod state;
 mod task;
@@ -13,6 +14,7 @@ mod telemetry;
 mod ties;
 mod tokens;
 mod transport;
+mod waits;
 mod websocket;
 
 use std::{
@@ -114,6 +116,7 @@ impl Link {
     /// The task waits with this waker from now on.
     fn arm(&self, waker: &Waker) {
         self.woken.set(false);
+        self.pool.clock.end_turn();
         let mut armed = self.waker.borrow_mut();
         if !armed.as_ref().is_some_and(|armed| armed.will_wake(waker)) {
             *armed = Some(waker.clone());

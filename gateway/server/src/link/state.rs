@@ -8,13 +8,10 @@
 use std::{
     collections::{HashMap, VecDeque},
     rc::Rc,
-    time::Duration,
 };
 
 use amqp_endpoint::{Cause, Config, Delivery, Endpoint, Event, Peer, Sasl};
 use gateway_core::{
-    message::Outcome,
-    session::effect::CloseCause,
     settings::Upstream,
     time::Millis,
     upstream::{ConnectionKey, Outage, PeerLimits},
@@ -22,14 +19,13 @@ use gateway_core::{
 use slab::Slab;
 
 use super::{
-    device::{Device, Message, Passenger, Role, Stage, Tie},
+    device::{Device, Message, Role, Tie},
     ties::{Session, User},
     tokens::Tokens,
 };
 use crate::{
     metrics::UpstreamState,
     upstream::{
-        UpstreamEvent,
         arena::{Arena, Key},
         clock,
         pool::Pool,
@@ -83,10 +79,10 @@ pub(super) struct State {
     /// The hub answers nothing any more, although the socket is there.
     dead: bool,
     /// The state shown in `gateway_upstream_connections`.
-    shown: Option<UpstreamState>,
+    pub(super) shown: Option<UpstreamState>,
     /// This connection's part of `gateway_upstream_credit`.
-    credit_shown: i64,
-    next_tick: Millis,
+    pub(super) credit_shown: i64,
+    pub(super) next_tick: Millis,
     /// No device comes any more; the connection ends when nothing is in flight.
     pub(super) ending: bool,
 }
@@ -122,115 +118,6 @@ impl State {
             pool,
         }
     }
-
-    // ── devices ──────────────────────────────────────────────────────────────
-
-    /// Takes a device on, with what it brings along.
-    pub(super) fn take_on(&mut self, passenger: Passenger) -> u32 {
-        let Passenger { identity, inbox, proof, commands, messages } = passenger;
-        let mut owner = Device::new(identity, inbox);
-        owner.proof = proof;
-        (owner.commands.window, owner.commands.asked) = commands;
-        let waits = owner.proof.is_some();
-        let device = self.devices.insert(owner) as u32;
-        let owner = &mut self.devices[device as usize];
-        for message in messages {
-            self.messages.push_back(&mut owner.queue, Message { device, sent: None, ..message });
-        }
-        owner.next = owner.queue.first();
-        if waits {
-            self.tokens.waiting.push_back(device);
-            self.put_waiting_tokens();
-        } else {
-            self.resume(device);
-        }
-        device
-    }
-
-    /// The device's connection is gone: its commands go back at once, its messages are still settled.
-    pub(super) fn leave(&mut self, device: u32) {
-        self.close_commands(device);
-        let Some(owner) = self.devices.get_mut(device as usize) else { return };
-        owner.leaving = true;
-        let undecided = owner.proof.as_ref().is_some_and(|proof| proof.asked || proof.stage == Stage::Failed);
-        if owner.queue.is_empty() || undecided {
-            self.remove(device);
-        }
-    }
-
-    /// Wants the links that a device has a use for.
-    pub(super) fn resume(&mut self, device: u32) {
-        for role in [Role::Telemetry, Role::Commands] {
-            if self.devices.get(device as usize).is_some_and(|owner| owner.needs(role)) {
-                self.want(device, role);
-            }
-        }
-    }
-
-    /// The hub has no place for this device: tells it, and forgets it.
-    pub(super) fn let_go(&mut self, device: u32, cause: CloseCause) {
-        let Some(inbox) = self.devices.get(device as usize).map(|owner| Rc::clone(&owner.inbox)) else { return };
-        inbox.route.take();
-        if cause == CloseCause::HubUnreachable {
-            self.end_messages(device);
-        }
-        self.remove(device);
-        inbox.post(UpstreamEvent::Lost(cause));
-    }
-
-    /// Every message of `device` may or may not have reached the hub, and nobody will know.
-    fn end_messages(&mut self, device: u32) {
-        let Some(owner) = self.devices.get_mut(device as usize) else { return };
-        owner.next = None;
-        while let Some(message) = self.messages.pop_front(&mut owner.queue) {
-            message.end(&self.pool, &owner.inbox, Outcome::Unreachable);
-        }
-    }
-
-    /// Detaches a device's links and forgets it with its messages.
-    pub(super) fn remove(&mut self, device: u32) {
-        self.forget_token(device);
-        let Some(mut owner) = self.devices.try_remove(device as usize) else { return };
-        while let Some(message) = self.messages.pop_front(&mut owner.queue) {
-            message.drop_quietly(&self.pool);
-        }
-        self.detach(&owner);
-        self.pool.placement.borrow_mut().leave(self.key, self.pool.clock.monotonic());
-        if self.messages.is_empty() {
-            self.messages.shrink();
-        }
-    }
-
-    fn detach(&mut self, owner: &Device) {
-        let Some(endpoint) = &mut self.endpoint else { return };
-        for tie in [owner.sender, owner.commands.tie] {
-            if let Tie::Attaching(link) | Tie::Open(link) = tie {
-                endpoint.detach(link);
-            }
-        }
-    }
-
-    /// Devices that another connection has to take, with all that they wait for.
-    pub(super) fn take_moves(&mut self) -> Vec<Passenger> {
-        let moves = std::mem::take(&mut self.moves);
-        moves.into_iter().filter_map(|device| self.take_off(device)).collect()
-    }
-
-    fn take_off(&mut self, device: u32) -> Option<Passenger> {
-        let mut owner = self.devices.try_remove(device as usize)?;
-        self.detach(&owner);
-        let messages = std::iter::from_fn(|| self.messages.pop_front(&mut owner.queue)).collect();
-        self.pool.placement.borrow_mut().leave(self.key, self.pool.clock.monotonic());
-        Some(Passenger {
-            identity: owner.identity,
-            inbox: owner.inbox,
-            proof: owner.proof,
-            commands: (owner.commands.window, owner.commands.asked),
-            messages,
-        })
-    }
-
-    // ── the connection ───────────────────────────────────────────────────────
 
     /// A socket is connected: the endpoint begins to speak.
     pub(super) fn open(&mut self) {
@@ -389,147 +276,5 @@ impl State {
         }
         self.reset_tokens();
         self.show_credit(0);
-    }
-
-    // ── time ─────────────────────────────────────────────────────────────────
-
-    /// When [`State::tick`] or the endpoint's timer is due.
-    pub(super) fn poll_timeout(&self) -> Millis {
-        let endpoint = self.endpoint.as_ref().and_then(Endpoint::poll_timeout);
-        endpoint.map_or(self.next_tick, |at| self.next_tick.min(Millis(at)))
-    }
-
-    /// Something may be due.
-    pub(super) fn handle_timeout(&mut self, now: Millis) {
-        if let Some(endpoint) = &mut self.endpoint
-            && endpoint.poll_timeout().is_some_and(|at| at <= now.0)
-        {
-            endpoint.handle_timeout(now.0);
-        }
-        if self.next_tick <= now || (self.pool.draining.get() && !self.ending) {
-            self.next_tick = now.after(self.tick_interval());
-            self.tick(now);
-        }
-    }
-
-    /// A quarter of the shortest wait that is looked after here; an idle connection wakes once a second.
-    fn tick_interval(&self) -> Duration {
-        let limits = &self.pool.target.limits;
-        let shortest =
-            limits.request_timeout.min(limits.settle_timeout).min(limits.outage_max).min(limits.idle_timeout);
-        (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1))
-    }
-
-    /// Something is due at `at`, before the next tick would come by itself.
-    pub(super) fn tick_by(&mut self, at: Millis) {
-        self.next_tick = self.next_tick.min(at);
-    }
-
-    /// Waits that are over: tokens, dispositions, links held back, an outage, an empty connection.
-    fn tick(&mut self, now: Millis) {
-        self.check_tokens();
-        if self.outage.is_over_bound(now) {
-            self.let_devices_go(now);
-        }
-        if !self.messages.is_empty() || self.held > 0 {
-            self.check_devices();
-        }
-        let credit = self.credit();
-        self.show_credit(credit);
-        self.pool.buffers.tick();
-        self.check_end(now);
-    }
-
-    fn check_devices(&mut self) {
-        let now_us = self.pool.clock.turn_us();
-        // the next look, not this one again
-        let now = self.pool.clock.monotonic().after(Duration::from_millis(1));
-        let devices: Vec<u32> = self.devices.iter().map(|(device, _)| device as u32).collect();
-        let mut held = 0;
-        for device in devices {
-            if self.phase == Phase::Up && self.check_age(device, now_us) {
-                self.release_held(device);
-            }
-            let Some(owner) = self.devices.get(device as usize) else { continue };
-            for tie in [owner.sender, owner.commands.tie] {
-                if let Tie::Held(until) = tie {
-                    held += 1;
-                    self.next_tick = self.next_tick.min(until.max(now));
-                }
-            }
-        }
-        self.held = held;
-    }
-
-    /// The hub is away for too long: devices go, no faster than they may come.
-    fn let_devices_go(&mut self, now: Millis) {
-        let per_second =
-            u64::from(self.pool.settings.limits.connects_per_second / u32::from(self.pool.share.cores).max(1));
-        let per_tick = (per_second.max(1) * self.tick_interval().as_millis() as u64).div_ceil(1000);
-        let devices: Vec<u32> = self.devices.iter().take(per_tick as usize).map(|(device, _)| device as u32).collect();
-        if !devices.is_empty() {
-            tracing::warn!(
-                connection = self.key.0,
-                devices = devices.len(),
-                ?now,
-                "the hub is away, letting devices go"
-            );
-        }
-        for device in devices {
-            self.let_go(device, CloseCause::HubUnreachable);
-        }
-    }
-
-    /// Closes a connection that nobody needs: idle for long, or the gateway stops and nothing is in flight.
-    fn check_end(&mut self, now: Millis) {
-        if !self.ending {
-            let idle = self.pool.placement.borrow().next_idle(now) == Some(self.key);
-            if idle {
-                self.pool.remove(self.key);
-                self.ending = true;
-            }
-            if self.pool.draining.get() && self.messages.is_empty() {
-                self.pool.remove(self.key);
-                self.ending = true;
-                let devices: Vec<u32> = self.devices.iter().map(|(device, _)| device as u32).collect();
-                for device in devices {
-                    self.let_go(device, CloseCause::Shutdown);
-                }
-            }
-            if self.ending {
-                self.show(UpstreamState::Closing);
-                self.close_endpoint();
-            }
-        }
-    }
-
-    // ── what is shown ────────────────────────────────────────────────────────
-
-    /// Counts this connection under `state`.
-    pub(super) fn show(&mut self, state: UpstreamState) {
-        self.hide();
-        self.pool.metrics.upstream_connections.at(state).add(1);
-        self.shown = Some(state);
-    }
-
-    /// Counts it no more.
-    pub(super) fn hide(&mut self) {
-        if let Some(shown) = self.shown.take() {
-            self.pool.metrics.upstream_connections.at(shown).add(-1);
-        }
-    }
-
-    fn credit(&self) -> i64 {
-        let Some(endpoint) = &self.endpoint else { return 0 };
-        let open = self.devices.iter().filter_map(|(_, owner)| match owner.sender {
-            Tie::Open(link) => Some(i64::from(endpoint.credit(link))),
-            _ => None,
-        });
-        open.sum()
-    }
-
-    fn show_credit(&mut self, credit: i64) {
-        self.pool.metrics.upstream_credit.add(credit - self.credit_shown);
-        self.credit_shown = credit;
     }
 }

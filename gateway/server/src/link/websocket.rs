@@ -166,6 +166,7 @@ mod tests {
     use crate::link::transport::Broken;
 
     /// Answers an upgrade as a hub would.
+    #[expect(clippy::result_large_err, reason = "the callback's type is tungstenite's")]
     fn accept(request: Vec<u8>) -> tungstenite::WebSocket<Pipe> {
         let pipe = Pipe { inbound: request, ..Pipe::default() };
         tungstenite::accept_hdr(pipe, |request: &Request, mut response: Response| {

@@ -70,7 +70,7 @@ impl Pool {
     ) -> Self {
         let target = Target::new(&settings);
         let device_tokens = settings.authentication.sas == Sas::Hub;
-        let connections_max = target.limits.connections_max.div_ceil(u32::from(share.cores).max(1));
+        let connections_max = (target.limits.connections_max / u32::from(share.cores).max(1)).max(1);
         Self {
             placement: RefCell::new(Placement::new(&target.limits, connections_max as usize, device_tokens)),
             settings,

@@ -75,7 +75,9 @@ fn survives(seed: u64, verify: Verify) -> u64 {
             world.hub().add_device(&format!("d{n}")).unwrap();
         }
         metrics.replace(Some(world.metrics.clone()));
-        faults(seed).into_iter().for_each(|fault| world.inject(fault));
+        for fault in faults(seed) {
+            world.inject(fault);
+        }
         let upstream = world.upstream();
         let lives: Vec<_> = (0..DEVICES).map(|n| live(&world, &upstream, n, verify)).collect();
         join_all(lives).await;

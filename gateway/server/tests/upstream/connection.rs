@@ -296,6 +296,24 @@ fn shutdown_settles_what_is_in_flight_and_closes_in_good_order() {
 }
 
 #[test]
+fn trap_28_an_idle_connection_lives_on_heartbeats() {
+    on_a_core(async {
+        let mut config = HubConfig::default();
+        config.amqp.idle_timeout = Duration::from_millis(400);
+        let world = World::with(Verify::Local, config, |_| {});
+        world.hub().add_device("d1").unwrap();
+        let upstream = world.upstream();
+        let device = Device::open(&upstream, "d1");
+        device.send(1, "m");
+        device.outcome().await;
+        device.hears_nothing_for(Duration::from_millis(1500)).await;
+        device.send(2, "m");
+        assert_eq!(device.outcome().await, (2, Outcome::Accepted));
+        assert!(world.metrics.upstream_failures.iter().all(|(_, failures)| failures.get() == 0));
+    });
+}
+
+#[test]
 fn a_policy_token_is_renewed_in_place() {
     on_a_core(async {
         let world = World::with(Verify::Local, HubConfig::default(), |limits| {

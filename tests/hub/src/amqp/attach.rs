@@ -114,6 +114,7 @@ impl Connection {
             partial: None,
             unsettled: 0,
             is_ready: false,
+            is_blocked: false,
             is_starved: false,
             hold: Hold::No,
         });
@@ -251,6 +252,7 @@ impl Connection {
     /// Ends a link from our side: DETACH with the error; the handle is free after theirs.
     pub(super) fn detach(&mut self, id: LinkId, error: Error) {
         let Some(link) = self.link_mut(id).filter(|link| link.state == LinkState::Attached) else { return };
+        tracing::debug!(link = %link.name, %error, "detaching");
         link.state = LinkState::Detaching;
         let (session, handle) = (link.session, link.handle_out);
         link.queue.clear();

@@ -21,8 +21,9 @@ impl Connection {
     pub(super) fn next_c2d(&mut self, id: LinkId, identity: &Identity, now: Now) -> Option<Delivery> {
         let listener = Listener::new(&self.mailbox, id.key());
         let locked = self.domain.c2d.next(identity, &listener, now.unix_ms)?;
-        let payload = c2d_message(identity, &locked).encode();
-        Some(Delivery { tag: locked.token.to_vec(), payload, lock: Lock::C2d(locked.token) })
+        let message = c2d_message(identity, &locked);
+        let delivery = Delivery::new(locked.token.to_vec(), &message, Lock::C2d(locked.token));
+        Some(Delivery { message_id: Some(locked.item.message_id.clone()), ..delivery })
     }
 
     /// Applies the peer's outcome to what it holds; returns the state for the last word in the second settle mode.

@@ -93,7 +93,7 @@ impl Connection {
     /// Sends an answer, now or by a fault's wish later.
     pub(super) fn answer_later(&mut self, id: LinkId, outgoing: &Outgoing, delay_ms: u64, now: Now) {
         let tag = self.next_tag().to_be_bytes().to_vec();
-        let delivery = Delivery { tag, payload: outgoing.encode(), lock: Lock::None };
+        let delivery = Delivery::new(tag, outgoing, Lock::None);
         if delay_ms == 0 {
             self.answer(id, delivery);
         } else {

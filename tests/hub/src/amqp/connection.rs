@@ -79,7 +79,9 @@ pub(crate) struct Connection {
     is_open_sent: bool,
     pub(crate) input: BytesMut,
     pub(crate) out: BytesMut,
-    /// All bytes ever handed to the socket.
+    /// Bytes that the stream has taken from `out` and not flushed.
+    pub(crate) unflushed: u64,
+    /// All bytes flushed to the socket.
     written_bytes: u64,
     /// Ledger entries whose disposition ends at that position of the outgoing bytes.
     pub(crate) unwritten: VecDeque<(u64, u64)>,
@@ -119,6 +121,7 @@ impl Connection {
             is_open_sent: false,
             input: BytesMut::new(),
             out: BytesMut::new(),
+            unflushed: 0,
             written_bytes: 0,
             unwritten: VecDeque::new(),
             peer: Peer { frame_bytes_max: UNNEGOTIATED_FRAME_BYTES, ..Peer::default() },
@@ -158,7 +161,9 @@ impl Connection {
 
     /// Works through [`Self::input`] as far as whole frames and the write buffer allow, then sends what can be sent.
     pub(crate) fn handle_input(&mut self, now: Now) {
-        self.last_received = now.tick;
+        if self.phase != Phase::Dead {
+            self.last_received = now.tick;
+        }
         self.turn(now);
     }
 
@@ -171,6 +176,10 @@ impl Connection {
         if self.is_open() {
             self.pump(now);
             self.tell_all_accepted();
+        }
+        if self.phase == Phase::Dead {
+            self.out.clear();
+            self.unwritten.clear();
         }
         if self.out_position() != self.sent_position {
             self.sent_position = self.out_position();
@@ -364,6 +373,7 @@ impl Connection {
     pub(crate) fn fail(&mut self, error: Error, now: Now) {
         match self.phase {
             Phase::Opening | Phase::Open => {
+                tracing::debug!(connection = self.number, %error, "closing");
                 if !self.is_open_sent {
                     self.put_open();
                 }
@@ -408,16 +418,27 @@ impl Connection {
 
     /// The position in the stream of outgoing bytes at which the buffer ends now.
     pub(crate) fn out_position(&self) -> u64 {
-        self.written_bytes + self.out.len() as u64
+        self.taken_bytes() + self.out.len() as u64
     }
 
-    /// The first `bytes` of the buffer are with the operating system.
-    pub(crate) fn handle_written(&mut self, bytes: usize) {
-        self.written_bytes += bytes as u64;
+    /// The position up to which the stream has taken the outgoing bytes.
+    pub(crate) fn taken_bytes(&self) -> u64 {
+        self.written_bytes + self.unflushed
+    }
+
+    /// Whether something waits to be written or flushed.
+    pub(crate) fn has_output(&self) -> bool {
+        !self.out.is_empty() || self.unflushed > 0
+    }
+
+    /// What the stream had taken is with the operating system.
+    pub(crate) fn handle_flushed(&mut self, now: Now) {
+        self.written_bytes += std::mem::take(&mut self.unflushed);
         let written = self.unwritten.partition_point(|(_, position)| *position <= self.written_bytes);
         if written > 0 {
             self.domain.ledger.written(self.unwritten.drain(..written).map(|(entry, _)| entry));
         }
+        self.turn(now);
     }
 
     /// When [`Self::handle_timeout`] wants to be called, by [`Now::tick`].

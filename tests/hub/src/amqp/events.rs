@@ -69,7 +69,7 @@ impl Connection {
         let Kind::Events(reader) = &mut link.kind else { return None };
         let event = reader.next(&domain)?;
         let tag = self.next_tag().to_be_bytes().to_vec();
-        Some(Delivery { tag, payload: event_message(&event).encode(), lock: Lock::Event })
+        Some(Delivery::new(tag, &event_message(&event), Lock::Event))
     }
 }
 

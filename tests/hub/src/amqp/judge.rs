@@ -56,7 +56,7 @@ impl Connection {
             connection: self.number,
             link: self.link(id).map_or_else(|| "".into(), |link| link.name.clone()),
             delivery_id: seen.delivery_id,
-            body_bytes: message.body_bytes().len(),
+            body_bytes: message.body_len(),
         };
         self.domain.ledger.record(transfer, None, now.unix_ms)
     }

@@ -11,6 +11,7 @@ use fe2o3_amqp_types::performatives::Transfer;
 use super::auth::GrantId;
 use super::error::{self, INVALID_FIELD, MESSAGE_SIZE, TRANSFER_LIMIT};
 use super::kind::Kind;
+use super::message::Outgoing;
 use crate::domain::LinkKey;
 
 /// A delivery tag has at most this many octets (2.8.7).
@@ -88,6 +89,8 @@ pub(crate) struct Link {
     pub(crate) partial: Option<Box<Partial>>,
     /// Deliveries sent and not settled.
     pub(crate) unsettled: usize,
+    /// In its session's list of links that wait for the peer's window.
+    pub(crate) is_blocked: bool,
     /// In the connection's list of links with something to do.
     pub(crate) is_ready: bool,
     /// A fault: no credit is given, nothing is sent any more.
@@ -112,6 +115,16 @@ pub(crate) struct Delivery {
     pub(crate) tag: Vec<u8>,
     pub(crate) payload: Bytes,
     pub(crate) lock: Lock,
+    /// For the ledger: text of the message-id, and the length of the body.
+    pub(crate) message_id: Option<Arc<str>>,
+    pub(crate) body_bytes: usize,
+}
+
+impl Delivery {
+    pub(crate) fn new(tag: Vec<u8>, message: &Outgoing, lock: Lock) -> Self {
+        let body_bytes = message.data.as_ref().map_or(0, Bytes::len);
+        Self { tag, payload: message.encode(), lock, message_id: None, body_bytes }
+    }
 }
 
 /// What the peer's outcome is about.

@@ -41,6 +41,9 @@ impl Connection {
     pub(super) fn end_session(&mut self, session: usize, error: Option<Error>) {
         self.tell_accepted(session);
         self.release_links_of(session);
+        if let Some(error) = &error {
+            tracing::debug!(connection = self.number, %error, "ending a session");
+        }
         let channel = self.sessions[session].channel_out;
         self.sessions[session].state = SessionState::Ending;
         self.put(channel, &End { error });
@@ -69,6 +72,9 @@ impl Connection {
         if self.sessions[session].remote_incoming_window > 0 {
             let blocked = std::mem::take(&mut self.sessions[session].blocked);
             for id in blocked {
+                if let Some(link) = self.link_mut(id) {
+                    link.is_blocked = false;
+                }
                 self.make_ready(id);
             }
         }

@@ -102,6 +102,16 @@ impl Message {
         }
     }
 
+    /// The length of [`Self::body_bytes`].
+    pub(crate) fn body_len(&self) -> usize {
+        match &self.body {
+            Body::Data(sections) => sections.iter().map(Bytes::len).sum(),
+            Body::Value(Value::String(text)) => text.len(),
+            Body::Value(Value::Binary(bytes)) => bytes.len(),
+            Body::Absent | Body::Value(_) | Body::Sequence => 0,
+        }
+    }
+
     /// An annotation as text, whatever string type it has.
     pub(crate) fn annotation(&self, name: &str) -> Option<&str> {
         match self.annotations.as_ref()?.0.get(&name as &dyn fe2o3_amqp_types::messaging::annotations::AnnotationKey)? {

@@ -37,7 +37,7 @@ impl Connection {
             data: Some(call.payload),
             ..Outgoing::default()
         };
-        Delivery { tag: self.next_tag().to_be_bytes().to_vec(), payload: outgoing.encode(), lock: Lock::None }
+        Delivery::new(self.next_tag().to_be_bytes().to_vec(), &outgoing, Lock::None)
     }
 
     pub(super) fn judge_method_answer(

@@ -66,7 +66,7 @@ impl Connection {
                 return self.make_ready(id);
             }
             if self.sessions[session].remote_incoming_window == 0 {
-                return self.sessions[session].blocked.push_back(id);
+                return self.block(id);
             }
             if link.sending.is_none() && !self.begin_delivery(id, now) {
                 return self.answer_drain(id);
@@ -75,12 +75,20 @@ impl Connection {
         }
     }
 
+    /// Lets the link wait for the peer's window.
+    fn block(&mut self, id: LinkId) {
+        let Some(link) = self.link_mut(id).filter(|link| !link.is_blocked) else { return };
+        link.is_blocked = true;
+        let session = link.session;
+        self.sessions[session].blocked.push_back(id);
+    }
+
     /// Takes the next delivery of the link, if there is credit for one and one to send.
     fn begin_delivery(&mut self, id: LinkId, now: Now) -> bool {
         if self.link(id).is_none_or(|link| link.credit == 0) {
             return false;
         }
-        let Some(Delivery { tag, payload, lock }) = self.next_delivery(id, now) else { return false };
+        let Some(delivery) = self.next_delivery(id, now) else { return false };
         let Some(link) = self.link_mut(id) else { return false };
         let (session_index, is_settled) = (link.session, link.sends_settled);
         link.credit = link.credit.saturating_sub(1);
@@ -89,7 +97,8 @@ impl Connection {
         let session = &mut self.sessions[session_index];
         let delivery_id = session.next_delivery_id;
         session.next_delivery_id = delivery_id.wrapping_add(1);
-        let entry = self.record_sent(id, delivery_id, payload.len(), now);
+        let entry = self.record_sent(id, delivery_id, &delivery, now);
+        let Delivery { tag, payload, lock, .. } = delivery;
         if is_settled {
             self.settle_own(&lock, &accepted(), now);
             self.conclude_sent(entry, Outcome::Presettled);
@@ -136,7 +145,7 @@ impl Connection {
     }
 
     /// Enters a delivery of ours into the ledger; events read by back ends are the log's own matter.
-    fn record_sent(&self, id: LinkId, delivery_id: u32, body_bytes: usize, now: Now) -> Option<u64> {
+    fn record_sent(&self, id: LinkId, delivery_id: u32, delivery: &Delivery, now: Now) -> Option<u64> {
         let link = self.link(id)?;
         let kind = match &link.kind {
             Kind::C2d(_) => Matter::C2d,
@@ -148,11 +157,11 @@ impl Connection {
         let transfer = DomainTransfer {
             identity: link.kind.identity().cloned(),
             kind,
-            message_id: None,
+            message_id: delivery.message_id.clone(),
             connection: self.number,
             link: link.name.clone(),
             delivery_id,
-            body_bytes,
+            body_bytes: delivery.body_bytes,
         };
         Some(self.domain.ledger.record(transfer, None, now.unix_ms))
     }

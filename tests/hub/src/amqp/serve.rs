@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep_until};
 
@@ -16,6 +17,8 @@ const READ_BYTES: usize = 4 * 1024;
 const READ_BYTES_BUSY: usize = 64 * 1024;
 /// A peer that takes nothing for so long is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long a connection that has ended waits for the peer to see it.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Without any timer the task looks around this often.
 const IDLE_TURN: Duration = Duration::from_hours(1);
 
@@ -44,7 +47,8 @@ where
     let clock = Ticker { start: Instant::now(), domain: domain.clone() };
     let connection = Connection::new(domain, settings, transport, clock.now());
     let (reader, writer) = tokio::io::split(stream);
-    Task { connection, reader, writer, clock, is_flushed: true, written_at: Instant::now(), is_busy: false }.run().await
+    let progress = (0, Instant::now());
+    Task { connection, reader, writer, clock, progress, is_busy: false }.run().await
 }
 
 struct Task<R, W> {
@@ -52,10 +56,9 @@ struct Task<R, W> {
     reader: R,
     writer: W,
     clock: Ticker,
-    /// Nothing written is left in the stream's own buffers.
-    is_flushed: bool,
-    /// When the peer last took something, or had nothing to take.
-    written_at: Instant,
+    /// How much the stream had taken when it took something last, or had nothing to take, and when that was.
+    progress: (u64, Instant),
+    /// The last read filled its room.
     is_busy: bool,
 }
 
@@ -72,7 +75,7 @@ impl Ticker {
 
 enum Woken {
     Read(usize),
-    Written(usize),
+    Flushed,
     Posted,
     Timeout,
 }
@@ -80,7 +83,7 @@ enum Woken {
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Task<R, W> {
     async fn run(mut self) -> io::Result<()> {
         loop {
-            if self.connection.has_ended() && self.connection.out.is_empty() && self.is_flushed {
+            if self.connection.has_ended() && !self.connection.has_output() {
                 return self.shutdown().await;
             }
             match self.wait().await? {
@@ -89,14 +92,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Task<R, W> {
                     self.is_busy = bytes >= READ_BYTES;
                     self.connection.handle_input(self.clock.now());
                 }
-                Woken::Written(bytes) => {
-                    self.written_at = Instant::now();
-                    self.connection.handle_written(bytes);
-                    self.connection.turn(self.clock.now());
-                }
+                Woken::Flushed => self.connection.handle_flushed(self.clock.now()),
                 Woken::Posted => self.connection.handle_mail(self.clock.now()),
                 Woken::Timeout => {
-                    if !self.is_flushed && self.written_at.elapsed() >= WRITE_TIMEOUT {
+                    if self.connection.has_output() && self.progress.1.elapsed() >= WRITE_TIMEOUT {
                         return Err(io::ErrorKind::TimedOut.into());
                     }
                     self.connection.handle_timeout(self.clock.now());
@@ -106,50 +105,56 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Task<R, W> {
     }
 
     async fn wait(&mut self) -> io::Result<Woken> {
-        let deadline = self.deadline();
+        let has_output = self.connection.has_output();
+        let taken = self.connection.taken_bytes();
+        if !has_output || taken != self.progress.0 {
+            self.progress = (taken, Instant::now());
+        }
+        let deadline = self.deadline(has_output);
         let connection = &mut self.connection;
         let wants_input = connection.wants_input();
-        let has_output = !connection.out.is_empty() || !self.is_flushed;
         if wants_input {
             connection.input.reserve(if self.is_busy { READ_BYTES_BUSY } else { READ_BYTES });
         }
         let mailbox = connection.mailbox.clone();
-        let (input, out) = (&mut connection.input, &mut connection.out);
-        let flushed = &mut self.is_flushed;
+        let (input, out, unflushed) = (&mut connection.input, &mut connection.out, &mut connection.unflushed);
         tokio::select! {
             read = self.reader.read_buf(input), if wants_input => read.map(Woken::Read),
-            written = write(&mut self.writer, out, flushed), if has_output => written.map(Woken::Written),
+            flushed = write(&mut self.writer, out, unflushed), if has_output => flushed.map(|()| Woken::Flushed),
             () = mailbox.ready() => Ok(Woken::Posted),
             () = sleep_until(deadline) => Ok(Woken::Timeout),
         }
     }
 
-    fn deadline(&self) -> Instant {
+    fn deadline(&self, has_output: bool) -> Instant {
         let timer = self.connection.poll_timeout().map(|tick| self.clock.start + Duration::from_millis(tick));
-        let write = (!self.is_flushed).then(|| self.written_at + WRITE_TIMEOUT);
+        let write = has_output.then(|| self.progress.1 + WRITE_TIMEOUT);
         let idle = Instant::now() + IDLE_TURN;
         [timer, write].into_iter().flatten().fold(idle, Instant::min)
     }
 
+    /// Closes our half first and drops what still comes: closing over unread bytes could take our last frames back.
     async fn shutdown(mut self) -> io::Result<()> {
-        // the peer may be gone already: there is nothing left to say to it
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.writer.shutdown()).await;
+        let farewell = async {
+            self.writer.shutdown().await?;
+            let mut dropped = [0; 1024];
+            while self.reader.read(&mut dropped).await? > 0 {}
+            Ok::<_, io::Error>(())
+        };
+        // the peer may be gone or silent: there is nothing left to say to it
+        let _ = tokio::time::timeout(FAREWELL, farewell).await;
         Ok(())
     }
 }
 
-/// Writes what there is, and flushes after the last byte. Cancel-safe: what was written has left `out`.
-async fn write<W: AsyncWrite + Unpin>(
-    writer: &mut W,
-    out: &mut bytes::BytesMut,
-    is_flushed: &mut bool,
-) -> io::Result<usize> {
-    if out.is_empty() {
-        writer.flush().await?;
-        *is_flushed = true;
-        return Ok(0);
+/// Writes and flushes all there is. Cancel-safe: what the stream took is in `unflushed` and no longer in `out`.
+async fn write<W: AsyncWrite + Unpin>(writer: &mut W, out: &mut BytesMut, unflushed: &mut u64) -> io::Result<()> {
+    while !out.is_empty() {
+        let bytes = writer.write_buf(out).await?;
+        if bytes == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        *unflushed += bytes as u64;
     }
-    *is_flushed = false;
-    let bytes = writer.write_buf(out).await?;
-    if bytes == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(bytes) }
+    writer.flush().await
 }

@@ -94,6 +94,6 @@ impl Connection {
             data: Some(Bytes::copy_from_slice(locked.item.body.as_bytes())),
             ..Outgoing::default()
         };
-        Some(Delivery { tag: locked.token.to_vec(), payload: outgoing.encode(), lock: Lock::Feedback(locked.token) })
+        Some(Delivery::new(locked.token.to_vec(), &outgoing, Lock::Feedback(locked.token)))
     }
 }

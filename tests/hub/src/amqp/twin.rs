@@ -120,7 +120,7 @@ impl Connection {
             data: Some(Bytes::copy_from_slice(notification.body.as_bytes())),
             ..Outgoing::default()
         };
-        Delivery { tag: self.next_tag().to_be_bytes().to_vec(), payload: outgoing.encode(), lock: Lock::None }
+        Delivery::new(self.next_tag().to_be_bytes().to_vec(), &outgoing, Lock::None)
     }
 }
 

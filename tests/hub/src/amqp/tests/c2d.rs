@@ -10,7 +10,7 @@ use crate::amqp::AmqpSettings;
 use crate::amqp::frame::Performative;
 use crate::amqp::message::{Message, Outgoing};
 use crate::amqp::twin::key;
-use crate::domain::Identity;
+use crate::domain::{Identity, Kind, Outcome, Query};
 
 const ADDRESS: &str = "/devices/d/messages/deviceBound";
 
@@ -93,6 +93,10 @@ fn accepted_completes_rejected_drops_released_and_modified_bring_it_again() {
     let (transfer, _) = one(&mut peer);
     peer.put(0, &accept(transfer.delivery_id.expect("an id"), true));
     assert_eq!(depth(&peer), 0);
+    let query = Query { message_id: Some("m-1"), kind: Some(Kind::C2d), ..Query::default() };
+    let told: Vec<_> = peer.domain.ledger.entries(&query).into_iter().map(|e| (e.outcome, e.written)).collect();
+    let expected = [Outcome::Released, Outcome::Modified, Outcome::Accepted].map(|outcome| (Some(outcome), true));
+    assert_eq!(told, expected);
     send(&mut peer, "m-2");
     let (transfer, _) = one(&mut peer);
     peer.put(
@@ -263,6 +267,7 @@ fn the_peers_window_holds_transfers_back_until_it_opens() {
         send(&mut peer, &format!("m-{n}"));
     }
     assert_eq!(received(&mut peer).len(), 2);
+    assert_eq!(peer.connection.sessions[0].blocked.len(), 1, "a link waits once, however often it is woken");
     peer.put(0, &window(3, 1));
     assert_eq!(received(&mut peer).len(), 1);
     peer.put(0, &window(4, 100));

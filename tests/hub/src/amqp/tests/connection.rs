@@ -9,7 +9,7 @@ use serde_amqp::primitives::Symbol;
 use super::peer::*;
 use crate::amqp::AmqpSettings;
 use crate::amqp::frame::{self, FrameType, Performative};
-use crate::domain::{Domain, Settings};
+use crate::domain::{ClientCertificate, Domain, Settings};
 
 const AMQP: &[u8] = b"AMQP\x00\x01\x00\x00";
 const SASL: &[u8] = b"AMQP\x03\x01\x00\x00";
@@ -66,6 +66,14 @@ fn sasl_anonymous_and_mssbcbs_are_let_in_and_external_only_with_a_certificate() 
             assert_eq!(peer.take_bytes(8), AMQP);
         }
     }
+}
+
+#[test]
+fn sasl_external_is_let_in_with_a_certificate() {
+    let domain = Domain::new(HUB, Settings::default()).expect("sound");
+    let certificate = ClientCertificate { chain: vec![vec![0].into()] };
+    let mut peer = Peer::shown(domain, AmqpSettings::default(), Some(certificate));
+    assert_eq!(sasl(&mut peer, "EXTERNAL", None), 0);
 }
 
 #[test]
@@ -232,4 +240,96 @@ fn close_is_answered_and_then_nothing() {
     peer.put(0, &close());
     assert_eq!(ending(&peer.frames()).as_deref(), Some("CLOSE"));
     assert!(peer.connection.has_ended());
+}
+
+#[test]
+fn a_peer_that_does_not_read_is_not_read_either() {
+    let mut peer = Peer::in_session(AmqpSettings { write_buffer_bytes_max: 4096, ..AmqpSettings::default() });
+    peer.register("d");
+    peer.attach(0, &sender(0, "t", "/devices/d/messages/events"));
+    for n in 0..1000 {
+        peer.send(0, 0, &message("m", b"x"));
+        if !peer.connection.wants_input() {
+            assert!(peer.connection.out.len() < 8192, "the buffer is bounded");
+            let waiting = peer.connection.input.len();
+            peer.send(0, 0, &message("m", b"x"));
+            assert!(peer.connection.input.len() > waiting, "frames wait unread");
+            let accepted: u32 = outcomes(&peer.frames()).iter().map(|(first, last, ..)| last - first + 1).sum();
+            assert_eq!(accepted, n + 2, "nothing was lost");
+            return;
+        }
+    }
+    panic!("the write buffer never filled");
+}
+
+mod any_bytes {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Frames of a usual conversation, as one stream of bytes.
+    fn conversation() -> Vec<u8> {
+        let mut bytes = bytes::BytesMut::new();
+        let out = &mut bytes;
+        frame::put(out, FrameType::Amqp, 0, &begin(2048), &[]);
+        frame::put(out, FrameType::Amqp, 0, &sender(0, "cbs", "$cbs"), &[]);
+        frame::put(out, FrameType::Amqp, 0, &receiver(1, "cbs", "$cbs"), &[]);
+        frame::put(out, FrameType::Amqp, 0, &flow(1, 0, 10), &[]);
+        frame::put(out, FrameType::Amqp, 0, &transfer(0, 0), &message("m", b"body").encode());
+        frame::put(out, FrameType::Amqp, 0, &accept(0, true), &[]);
+        frame::put(out, FrameType::Amqp, 0, &detach(0), &[]);
+        bytes.to_vec()
+    }
+
+    /// The same and its orderly end.
+    fn whole_conversation() -> Vec<u8> {
+        let mut bytes = bytes::BytesMut::from(&conversation()[..]);
+        frame::put(&mut bytes, FrameType::Amqp, 0, &end(), &[]);
+        frame::put(&mut bytes, FrameType::Amqp, 0, &close(), &[]);
+        bytes.to_vec()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn flipped_bytes_are_answered_or_end_the_connection_but_never_panic(
+            flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            split in 1_usize..64,
+        ) {
+            let mut stream = whole_conversation();
+            for (at, byte) in flips {
+                let at = at.index(stream.len());
+                stream[at] = byte;
+            }
+            let mut peer = Peer::connected(AmqpSettings::default());
+            for piece in stream.chunks(split) {
+                peer.write(piece);
+                peer.frames();
+            }
+        }
+
+        #[test]
+        fn noise_never_panics(noise in prop::collection::vec(any::<u8>(), 0..400)) {
+            let mut peer = Peer::connected(AmqpSettings::default());
+            peer.write(&noise);
+            peer.frames();
+        }
+
+        #[test]
+        fn any_split_of_the_stream_gives_the_same_answers(split in 1_usize..200) {
+            // messages of ours go out once all input is read, so only their order may differ
+            let answers = |piece: usize| {
+                let mut peer = Peer::connected(AmqpSettings::default());
+                let mut kinds = Vec::new();
+                for piece in conversation().chunks(piece) {
+                    peer.write(piece);
+                    kinds.extend(peer.frames().iter().map(|frame| format!("{:?}", std::mem::discriminant(frame))));
+                }
+                kinds.sort();
+                kinds
+            };
+            prop_assert_eq!(answers(split), answers(usize::MAX));
+        }
+    }
 }

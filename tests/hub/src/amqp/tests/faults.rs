@@ -131,6 +131,7 @@ fn a_half_open_connection_swallows_everything_until_its_own_time_is_over() {
     assert_eq!(stored(&peer), 0);
     peer.wait(299_000);
     assert!(!peer.connection.has_ended());
+    peer.write(&[0, 0, 0, 8, 2, 0, 0, 0]);
     peer.wait(2_000);
     assert!(peer.frames().is_empty() && peer.connection.has_ended());
     assert_eq!(peer.domain.registry.get(&Identity::device("d")).expect("registered").links, 0);

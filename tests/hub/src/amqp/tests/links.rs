@@ -5,7 +5,7 @@ use fe2o3_amqp_types::performatives::{Attach, Flow};
 use super::peer::*;
 use crate::amqp::AmqpSettings;
 use crate::amqp::frame::Performative;
-use crate::domain::{IfMatch, Registration, Status};
+use crate::domain::{Identity, IfMatch, Registration, Status};
 
 fn with_device() -> Peer {
     let mut peer = Peer::in_session(AmqpSettings::default());
@@ -72,7 +72,7 @@ fn a_link_without_a_token_or_with_one_for_another_device_is_unauthorized() {
 fn a_disabled_device_is_unauthorized_and_loses_its_links() {
     let mut peer = with_device();
     peer.attach(0, &sender(0, "t", "/devices/d/messages/events"));
-    let identity = crate::domain::Identity::device("d");
+    let identity = Identity::device("d");
     let registration = Registration { status: Status::Disabled, ..Registration::new(identity) };
     peer.domain.update_identity(registration, &IfMatch::Any).expect("registered");
     let frames = peer.frames();
@@ -160,13 +160,13 @@ fn detach_is_answered_once_and_the_handle_is_free_again() {
         peer.put(0, &detach(0));
         assert_eq!(ending(&peer.frames()).as_deref(), Some("DETACH"));
     }
-    assert_eq!(peer.domain.registry.get(&crate::domain::Identity::device("d")).expect("registered").links, 0);
+    assert_eq!(peer.domain.registry.get(&Identity::device("d")).expect("registered").links, 0);
 }
 
 #[test]
 fn every_link_of_an_identity_is_told_to_the_registry_and_taken_back_with_the_connection() {
     let mut peer = with_device();
-    let identity = crate::domain::Identity::device("d");
+    let identity = Identity::device("d");
     let links = |peer: &Peer| peer.domain.registry.get(&identity).expect("registered").links;
     peer.attach(0, &sender(0, "t", "/devices/d/messages/events"));
     peer.attach(0, &receiver(1, "c", "/devices/d/messages/deviceBound"));
@@ -175,4 +175,26 @@ fn every_link_of_an_identity_is_told_to_the_registry_and_taken_back_with_the_con
     drop(peer);
     assert_eq!(domain.registry.get(&identity).expect("registered").links, 0);
     assert!(domain.connections.list().is_empty());
+}
+
+#[test]
+fn a_module_has_links_of_its_own_and_a_token_of_its_own() {
+    let mut peer = Peer::connected(AmqpSettings::default());
+    peer.begin(0);
+    peer.attach_cbs();
+    peer.register("d");
+    let module = Identity::module("d", "m");
+    peer.domain.create_identity(Registration::new(module.clone())).expect("the device is there");
+    let token = peer.device_token(&module, peer.now.unix_ms / 1000 + 60);
+    assert_eq!(peer.put_token(&token, "azure-devices.net:sastoken").0, 200);
+    check(&mut peer, &sender(0, "t", "/devices/d/modules/m/messages/events"), None);
+    check(&mut peer, &receiver(0, "c", "/devices/d/modules/m/messages/deviceBound"), None);
+    check(&mut peer, &paired(sender(0, "w", "/devices/d/modules/m/twin"), "1"), None);
+    check(&mut peer, &paired(receiver(0, "x", "/devices/d/modules/m/methods/deviceBound"), "1"), None);
+    check(&mut peer, &sender(0, "t", "/devices/d/messages/events"), Some("DETACH amqp:unauthorized-access"));
+    peer.attach(0, &sender(1, "t", "/devices/d/modules/m/messages/events"));
+    peer.send(0, 1, &message("m-1", b"x"));
+    let stored = peer.domain.telemetry.read(peer.domain.telemetry.partition_of(&module), 0, 1);
+    assert_eq!(stored[0].event.identity, module);
+    assert_eq!(&*stored[0].event.auth_method, r#"{"scope":"module","type":"sas","issuer":"iothub"}"#);
 }

@@ -18,7 +18,7 @@ use crate::amqp::connection::{Connection, Now};
 use crate::amqp::frame::{self, FrameType, Performative};
 use crate::amqp::message::{Message, Outgoing};
 use crate::amqp::{AmqpSettings, Transport, error};
-use crate::domain::{Domain, Identity, Registration, Settings, sign};
+use crate::domain::{ClientCertificate, Domain, Identity, Registration, Settings, sign};
 
 pub(crate) const HUB: &str = "hub.example.com";
 
@@ -54,8 +54,17 @@ impl Peer {
 
     /// Bytes may come.
     pub(crate) fn on(domain: Arc<Domain>, settings: AmqpSettings) -> Self {
+        Self::shown(domain, settings, None)
+    }
+
+    /// The same from a client that showed a certificate in TLS.
+    pub(crate) fn shown(
+        domain: Arc<Domain>,
+        settings: AmqpSettings,
+        client_certificate: Option<ClientCertificate>,
+    ) -> Self {
         let now = Now { unix_ms: domain.clock.now_ms(), tick: 0 };
-        let transport = Transport { name: "AMQP", client_certificate: None };
+        let transport = Transport { name: "AMQP", client_certificate };
         let connection = Connection::new(domain.clone(), Arc::new(settings), transport, now);
         Self { connection, domain, now, next_delivery_id: 0, cbs_answers: 0 }
     }
@@ -77,7 +86,8 @@ impl Peer {
 
     pub(crate) fn take_bytes(&mut self, bytes: usize) -> Vec<u8> {
         let taken = self.connection.out.split_to(bytes).to_vec();
-        self.connection.handle_written(bytes);
+        self.connection.unflushed += bytes as u64;
+        self.connection.handle_flushed(self.now);
         taken
     }
 
@@ -87,7 +97,7 @@ impl Peer {
         self.connection.handle_mail(self.now);
         while !self.connection.out.is_empty() {
             let mut out = std::mem::take(&mut self.connection.out);
-            self.connection.handle_written(out.len());
+            self.connection.unflushed += out.len() as u64;
             while let Some(frame) = frame::take(&mut out, FrameType::Amqp, usize::MAX).expect("hub's frames are sound")
             {
                 if !frame.body.is_empty() {
@@ -95,7 +105,7 @@ impl Peer {
                 }
             }
             assert!(out.is_empty(), "the hub writes whole frames");
-            self.connection.turn(self.now);
+            self.connection.handle_flushed(self.now);
         }
         frames
     }
