@@ -71,7 +71,7 @@ impl Connection {
     }
 
     #[expect(clippy::too_many_arguments, reason = "one caller; each is a field of the link")]
-    fn insert_link(
+    pub(super) fn insert_link(
         &mut self,
         session: usize,
         (handle_in, handle_out): (u32, u32),
@@ -274,7 +274,7 @@ impl Connection {
             return self.end_session(session, Some(error));
         };
         let Some(link) = self.remove_link(id) else { return };
-        if link.state == LinkState::Attached {
+        if link.state != LinkState::Detaching {
             self.tell_accepted(session);
             let answer = Detach { handle: link.handle_out.into(), closed: detach.closed, error: None };
             let channel = self.sessions[session].channel_out;
@@ -302,7 +302,7 @@ pub(super) fn steal(previous: Option<Listener>) {
 }
 
 /// Our half of a link that the peer attaches.
-fn half_of(attach: &Attach) -> Half {
+pub(super) fn half_of(attach: &Attach) -> Half {
     if attach.role == Role::Sender { Half::Receiver } else { Half::Sender }
 }
 

@@ -481,9 +481,9 @@ impl Connection {
             Timer::End => self.phase = Phase::Ended,
             Timer::Link(id, due) => self.handle_link_timer(id, due, now),
             Timer::Grants => self.expire_grants(now),
-            Timer::Attach(channel, attach) => {
-                if let Some(session) = self.session_on(channel) {
-                    self.attach(session, *attach, None, now);
+            Timer::Attach(id, attach) => {
+                if let Some(pending) = self.remove_link(id) {
+                    self.attach(pending.session, *attach, None, now);
                 }
             }
         }

@@ -3,11 +3,11 @@
 use fe2o3_amqp_types::definitions::Error;
 use fe2o3_amqp_types::performatives::Attach;
 
-use super::attach::addressee;
+use super::attach::{addressee, half_of};
 use super::connection::{Connection, Now};
 use super::error::{self, CONNECTION_FORCED, LINK_STOLEN};
 use super::kind::Kind;
-use super::link::{Hold, LinkId};
+use super::link::{Hold, LinkId, LinkState};
 use super::timer::{Due, Timer};
 use crate::domain::{Action, ConnectionInfo, ErrorCode, HubError, Identity, Order, Point, device_fits};
 
@@ -66,8 +66,9 @@ impl Connection {
         let Some(action) = self.domain.faults.decide(Point::Attach, identity.as_ref()) else { return Some(attach) };
         match action {
             Action::Delay { ms } => {
-                let channel = self.sessions[session].channel_in;
-                self.timers.push(now.tick + ms, Timer::Attach(channel, Box::new(attach)));
+                if let Some(id) = self.keep_attach(session, &attach, LinkState::Pending) {
+                    self.timers.push(now.tick + ms, Timer::Attach(id, Box::new(attach)));
+                }
             }
             Action::Reject { condition } => self.refuse(session, attach, &condition, None, now),
             Action::Detach { condition, redirect } => self.refuse(session, attach, &condition, redirect.as_ref(), now),
@@ -82,11 +83,25 @@ impl Connection {
                 }
             }
             Action::CloseConnection { .. } | Action::HalfOpen => self.strike_connection(&action, now),
-            // nothing is answered
-            Action::NeverSettle => {}
+            // nothing is answered, not even a DETACH
+            Action::NeverSettle => {
+                self.keep_attach(session, &attach, LinkState::Detaching);
+            }
             _ => return Some(attach),
         }
         None
+    }
+
+    /// Notes a handle whose ATTACH is not answered now.
+    fn keep_attach(&mut self, session: usize, attach: &Attach, state: LinkState) -> Option<LinkId> {
+        if self.sessions[session].handles.contains_key(&attach.handle.0) {
+            return None;
+        }
+        let handles = (attach.handle.0, self.sessions[session].claim_handle()?);
+        let half = half_of(attach);
+        let id = self.insert_link(session, handles, attach.name.as_str().into(), half, Kind::Refused, None, attach);
+        self.link_mut(id)?.state = state;
+        Some(id)
     }
 
     fn refuse(

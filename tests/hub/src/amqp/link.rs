@@ -55,10 +55,13 @@ pub(crate) enum Half {
 /// ```text
 /// Attached ──our DETACH──► Detaching ──their DETACH──► gone
 ///     └──────their DETACH, answered──────────────────► gone
+/// Pending (a fault) ──its time comes──► gone, and attached anew; or as Attached
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LinkState {
     Attached,
+    /// A fault holds our ATTACH back.
+    Pending,
     /// Our DETACH is out; whatever still comes for this handle is dropped.
     Detaching,
 }

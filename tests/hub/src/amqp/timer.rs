@@ -19,8 +19,8 @@ pub(crate) enum Timer {
     Link(LinkId, Due),
     /// Some token may be over.
     Grants,
-    /// An ATTACH that a fault held back, with the channel of its session.
-    Attach(u16, Box<Attach>),
+    /// An ATTACH that a fault held back, and the link that stands for it.
+    Attach(LinkId, Box<Attach>),
 }
 
 /// What is due on a link.

@@ -164,9 +164,22 @@ fn attaches_are_refused_put_off_or_never_answered() {
     assert!(matches!(peer.frames().first(), Some(Performative::Attach(_))));
     strike(&peer, Action::NeverSettle);
     assert!(peer.attach(0, &attach(3)).is_empty());
+    peer.put(0, &detach(3));
+    assert!(peer.frames().is_empty(), "no answer at all, and no harm to the session");
     strike(&peer, Action::NoCredit);
     peer.attach(0, &attach(4));
     assert_eq!(peer.domain.faults.list().iter().map(|fault| fault.struck).collect::<Vec<_>>(), [1, 1, 1, 1]);
+}
+
+#[test]
+fn an_attach_given_up_while_a_fault_holds_it_back_does_not_come_back() {
+    let mut peer = with_sender();
+    peer.domain.inject(Fault::new(Action::Delay { ms: 300 }).at(Point::Attach));
+    assert!(peer.attach(0, &sender(1, "late", "/devices/e/messages/events")).is_empty());
+    peer.put(0, &detach(1));
+    assert_eq!(ending(&peer.frames()).as_deref(), Some("DETACH"));
+    peer.wait(300);
+    assert!(peer.frames().is_empty());
 }
 
 #[test]
