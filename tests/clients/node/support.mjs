@@ -26,9 +26,12 @@ export function within(seconds, what, promise) {
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
-/** The next `event` of `emitter`. */
-export function once(emitter, event) {
-  return new Promise((resolve) => emitter.once(event, resolve));
+/** Keeps the `event`s of `emitter`; `next()` is a promise of the oldest that was not taken. */
+export function queue(emitter, event) {
+  const arrived = [];
+  const waiting = [];
+  emitter.on(event, (value) => (waiting.length ? waiting.shift()(value) : arrived.push(value)));
+  return { next: () => (arrived.length ? Promise.resolve(arrived.shift()) : new Promise((resolve) => waiting.push(resolve))) };
 }
 
 /** Calls `probe` every 50 ms until it gives something; an error after `seconds`. */

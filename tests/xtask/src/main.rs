@@ -12,6 +12,8 @@ mod process;
 mod step;
 mod test;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// Build, run and judge the protocol gateway.
@@ -32,7 +34,17 @@ enum Command {
     Test(test::Arguments),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     std::env::set_current_dir(process::workspace_root())?;
     match Arguments::parse().command {
         Command::Local(arguments) => local::run(&arguments),
