@@ -209,8 +209,10 @@ fn an_outage_shorter_than_the_bound_is_a_pause() {
         let device = Device::open(&upstream, "d1");
         device.send(1, "a-0");
         device.outcome().await;
-        world.inject(Fault::new(Action::RefuseListen { ms: 600 }));
+        world.inject(Fault::new(Action::RefuseListen { ms: 700 }));
+        tokio::time::sleep(Duration::from_millis(50)).await;
         world.inject(Fault::new(Action::CloseConnection { condition: None }));
+        until("the connection is lost", || world.connections() == 0).await;
         device.send(2, "a-1");
         device.hears_nothing_for(Duration::from_millis(300)).await;
         // contract §8: CONNACK 3 to new CONNECTs while the hub is away

@@ -130,9 +130,12 @@ fn a_hub_that_answers_nothing_is_left_for_a_new_connection() {
         device.send(1, "a-0");
         device.outcome().await;
         world.inject(Fault::new(Action::HalfOpen));
+        // until the hub has carried that out
+        tokio::time::sleep(Duration::from_millis(50)).await;
         device.send(2, "a-1");
         assert_eq!(device.outcome().await, (2, Outcome::Accepted));
         assert_eq!(firsts(world.accepted("d1")), ids("a-", 2));
+        assert_eq!(world.metrics.upstream_resent.get(), 1);
     });
 }
 
