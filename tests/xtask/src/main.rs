@@ -5,6 +5,7 @@
 
 mod cache;
 mod clients;
+mod crds;
 mod local;
 mod packages;
 mod process;
@@ -23,6 +24,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Write the CustomResourceDefinitions from their types.
+    Crds(crds::Arguments),
     /// Run the local IoT Hub and leave it running; Ctrl-C ends it.
     Local(local::Arguments),
     /// Run the tests of the levels named, or of all of them.
@@ -32,6 +35,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     std::env::set_current_dir(process::workspace_root())?;
     match Arguments::parse().command {
+        Command::Crds(arguments) => crds::run(&arguments),
         Command::Local(arguments) => local::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
     }
