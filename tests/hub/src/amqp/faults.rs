@@ -183,7 +183,9 @@ impl Connection {
             return;
         }
         let hit: Vec<_> = links.into_iter().filter(|id| strike.hits(identity(id))).collect();
-        hit.into_iter().for_each(|id| self.strike(id, &strike.action, now));
+        for id in hit {
+            self.strike(id, &strike.action, now);
+        }
     }
 
     fn links_of(&self, fits: impl Fn(&Identity) -> bool) -> Vec<LinkId> {
