@@ -58,13 +58,10 @@ test('method: a device that is not connected is not found', { timeout: 60_000 },
   );
 });
 
-test('rhea reads telemetry from the partitions', { timeout: 60_000 }, async (t) => {
-  const { deviceId, connectionString } = nextDevice();
-  const container = rhea.create_container();
-  // not a bare UUID: the SDK would write it as an AMQP uuid
-  const messageId = `event-${randomUUID()}`;
+/** A bare AMQP client with all permissions. */
+function bareClient(t) {
   const [host, port] = world.hub.amqps.split(':');
-  const connection = container.connect({
+  const connection = rhea.create_container().connect({
     transport: 'tls',
     host,
     hostname: world.hub.hostName,
@@ -75,10 +72,49 @@ test('rhea reads telemetry from the partitions', { timeout: 60_000 }, async (t) 
     reconnect: false,
   });
   t.after(() => connection.close());
+  return connection;
+}
+
+test('10 000 cloud-to-device messages reach one rhea client without a stall', { timeout: 120_000 }, async (t) => {
+  const total = 10_000;
+  // the hub keeps 50 of them for a device, and rhea writes what it sends before what it settles
+  const outstanding = 24;
+  const { deviceId } = nextDevice();
+  const connection = bareClient(t);
+  const address = `/devices/${deviceId}/messages/deviceBound`;
+  const sender = connection.open_sender('/messages/devicebound');
+  const receiver = connection.open_receiver(address);
+  let sent = 0;
+  const received = [];
+  const finished = new Promise((resolve, reject) => {
+    const send = () => {
+      while (sent < total && sent - received.length < outstanding && sender.sendable()) {
+        sender.send({ message_id: `c-${sent++}`, to: address, body: rhea.message.data_section(Buffer.from('x')) });
+      }
+    };
+    sender.on('sendable', send);
+    receiver.on('message', ({ message }) => {
+      received.push(message.message_id);
+      if (received.length === total) resolve();
+      send();
+    });
+    for (const event of ['rejected', 'sender_error', 'receiver_error', 'connection_error', 'disconnected']) {
+      connection.on(event, () => reject(new Error(`${event} after ${received.length} of ${sent}`)));
+    }
+  });
+  await within(100, 'all of them', finished);
+  assert.deepEqual(received, Array.from({ length: total }, (_, n) => `c-${n}`));
+});
+
+test('rhea reads telemetry from the partitions', { timeout: 60_000 }, async (t) => {
+  const { deviceId, connectionString } = nextDevice();
+  const connection = bareClient(t);
+  // not a bare UUID: the SDK would write it as an AMQP uuid
+  const messageId = `event-${randomUUID()}`;
   const arrived = new Promise((resolve, reject) => {
-    container.on('message', ({ message }) => message.message_id === messageId && resolve(message));
-    container.on('connection_error', ({ connection: failed }) => reject(failed.error));
-    container.on('receiver_error', ({ receiver }) => reject(receiver.error));
+    connection.on('message', ({ message }) => message.message_id === messageId && resolve(message));
+    connection.on('connection_error', ({ connection: failed }) => reject(failed.error));
+    connection.on('receiver_error', ({ receiver }) => reject(receiver.error));
   });
   for (let partition = 0; partition < world.hub.partitions; partition++) {
     connection.open_receiver(`/messages/events/ConsumerGroups/$Default/Partitions/${partition}`);

@@ -69,16 +69,16 @@ struct Arguments {
     #[arg(long, value_name = "NAME=KEY")]
     policy_key: Vec<String>,
     /// Partitions of the telemetry log
-    #[arg(long, default_value_t = 4, value_name = "COUNT")]
+    #[arg(long, default_value_t = 4, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=32))]
     partitions: u16,
     /// Keep messages, or only counts of them (flat memory, for load)
     #[arg(long, value_enum, default_value_t = KeepArgument::Bodies)]
     keep: KeepArgument,
     /// Seconds for which a device may hold a cloud-to-device message
-    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     lock: u64,
     /// Seconds for which a token is taken after its end
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=86_400))]
     sas_skew: u64,
     /// Write ports, certificate file and connection strings to this file, JSON
     #[arg(long, value_name = "FILE")]

@@ -12,7 +12,7 @@ use super::link::{Delivery, LinkId, Lock};
 use super::message::{Body, Message, Outgoing};
 use super::telemetry::struck;
 use super::timer::{Due, Timer};
-use crate::domain::{self, Action, ErrorCode, HubError, Identity, Kind as Matter, Point, Scope};
+use crate::domain::{self, Action, Claims, ErrorCode, HubError, Kind as Matter, Point, Scope};
 
 /// The two names under which clients send SAS tokens.
 const TOKEN_TYPES: [&str; 2] = ["servicebus.windows.net:sastoken", "azure-devices.net:sastoken"];
@@ -22,16 +22,25 @@ type Status = (i32, String);
 
 impl Connection {
     pub(super) fn judge_cbs(&mut self, id: LinkId, seen: &Seen, message: &Message, now: Now) -> Verdict {
-        let (status, identity) = self.put_token(message, now);
+        let token = self.check_token(message, now);
+        let identity = token.as_ref().ok().and_then(|claims| match &claims.scope {
+            Scope::Device { identity, .. } => Some(identity.clone()),
+            Scope::Hub { .. } => None,
+        });
         let entry = self.record(id, (Matter::Cbs, identity.as_ref()), seen, message, now);
         let mut verdict = Verdict::accepted();
         let action = self.domain.faults.decide(Point::Cbs, identity.as_ref());
-        let (status, delay_ms) = match action {
-            Some(Action::Cbs { status: 0, ms } | Action::Delay { ms }) => (Some(status), ms),
-            Some(Action::Cbs { status: other, ms }) => {
+        let status = match (&action, token) {
+            // what is answered with a fault is worth nothing
+            (Some(Action::Cbs { status, .. }), _) if *status != 0 => {
                 let refusal = HubError::new(ErrorCode::ServerError, "fault on request");
-                (Some((i32::from(other), refusal.description_json(now.unix_ms))), ms)
+                (i32::from(*status), refusal.description_json(now.unix_ms))
             }
+            (_, Ok(claims)) => self.put_token(claims, now),
+            (_, Err(refusal)) => refusal,
+        };
+        let (status, delay_ms) = match action {
+            Some(Action::Cbs { ms, .. } | Action::Delay { ms }) => (Some(status), ms),
             Some(Action::NeverSettle) => (None, 0),
             Some(action) => {
                 verdict = struck(Some(action), now);
@@ -47,8 +56,8 @@ impl Connection {
     }
 
     /// Judges the request; the identity is the token's, whatever `name` says.
-    fn put_token(&mut self, message: &Message, now: Now) -> (Status, Option<Identity>) {
-        let malformed = |text: &'static str| ((400, HubError::new(ErrorCode::ArgumentInvalid, text).to_string()), None);
+    fn check_token(&self, message: &Message, now: Now) -> Result<Claims, Status> {
+        let malformed = |text: &'static str| Err((400, HubError::new(ErrorCode::ArgumentInvalid, text).to_string()));
         let property = |name: &str| text(message.application_properties.as_ref(), name);
         if property("operation") != Some("put-token") {
             return malformed("operation is not put-token");
@@ -57,24 +66,19 @@ impl Connection {
             return malformed("type is no SAS token type");
         }
         let Body::Value(Value::String(token)) = &message.body else { return malformed("body is no amqp-value string") };
-        let claims = match domain::verify(&self.domain, token, now.unix_ms / 1000) {
-            Ok(claims) => claims,
-            Err(error) => {
-                return ((error.cbs_status(), HubError::from(error).description_json(now.unix_ms)), None);
-            }
-        };
-        let identity = match &claims.scope {
-            Scope::Device { identity, .. } => Some(identity.clone()),
-            Scope::Hub { .. } => None,
-        };
+        domain::verify(&self.domain, token, now.unix_ms / 1000)
+            .map_err(|error| (error.cbs_status(), HubError::from(error).description_json(now.unix_ms)))
+    }
+
+    fn put_token(&mut self, claims: Claims, now: Now) -> Status {
         let expires = claims.expires;
         if !self.grants.put_token(claims, self.settings.cbs_tokens_max) {
             let text = format!("the maximum of {} tokens per connection was reached", self.settings.cbs_tokens_max);
             let refusal = HubError::new(ErrorCode::IotHubMaxCbsTokenExceeded, text);
-            return ((500, refusal.description_json(now.unix_ms)), identity);
+            return (500, refusal.description_json(now.unix_ms));
         }
         self.arm_expiry(expires, now);
-        ((200, "OK".to_owned()), identity)
+        (200, "OK".to_owned())
     }
 
     fn answer_cbs(&mut self, request: LinkId, message: &Message, (code, description): Status, delay_ms: u64, now: Now) {

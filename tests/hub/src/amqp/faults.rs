@@ -9,7 +9,7 @@ use super::error::{self, CONNECTION_FORCED, LINK_STOLEN};
 use super::kind::Kind;
 use super::link::{Hold, LinkId, LinkState};
 use super::timer::{Due, Timer};
-use crate::domain::{Action, ConnectionInfo, ErrorCode, HubError, Identity, Order, Point, device_fits};
+use crate::domain::{Action, ConnectionInfo, ErrorCode, HubError, Identity, Order, Point, Strike, device_fits};
 
 impl Connection {
     /// Ends or maims a link or its connection. Actions that concern single messages do nothing here.
@@ -166,21 +166,25 @@ impl Connection {
                         self.detach(id, error::hub(&error, now.unix_ms));
                     }
                 }
-                Order::Fault { action, device } => self.take_fault(&action, device.as_deref(), now),
+                Order::Fault(strike) => self.take_fault(&strike, now),
             }
         }
         self.expire_grants(now);
     }
 
-    fn take_fault(&mut self, action: &Action, device: Option<&str>, now: Now) {
-        let links = self.links_of(|identity| device_fits(device, Some(identity)));
-        match action {
-            Action::CloseConnection { .. } | Action::HalfOpen => {
-                if device.is_none() || !links.is_empty() {
-                    self.strike_connection(action, now);
-                }
+    fn take_fault(&mut self, strike: &Strike, now: Now) {
+        let links = self.links_of(|identity| device_fits(strike.device.as_deref(), Some(identity)));
+        let identity = |id: &LinkId| self.link(*id).and_then(|link| link.kind.identity());
+        if let Action::CloseConnection { .. } | Action::HalfOpen = strike.action {
+            let fits = strike.device.is_none() || !links.is_empty();
+            if fits && strike.hits(links.first().and_then(identity)) {
+                self.strike_connection(&strike.action, now);
             }
-            action => links.into_iter().for_each(|id| self.strike(id, action, now)),
+            return;
+        }
+        let hit: Vec<_> = links.into_iter().filter(|id| strike.hits(identity(id))).collect();
+        for id in hit {
+            self.strike(id, &strike.action, now);
         }
     }
 

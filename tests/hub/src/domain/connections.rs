@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::HubError;
-use super::faults::Action;
+use super::faults::Strike;
 use super::identity::Identity;
 use super::mailbox::{LinkKey, Mailbox};
 
@@ -24,12 +24,7 @@ pub enum Order {
     },
     /// A fault at [`super::Point::Now`]: apply it to the links whose identity fits, or to the connection if no device is
     /// named or one of its links fits.
-    Fault {
-        /// What to do.
-        action: Action,
-        /// Pattern of device ids; `None` = all.
-        device: Option<Arc<str>>,
-    },
+    Fault(Strike),
 }
 
 /// What is known about an open connection.
@@ -125,6 +120,7 @@ impl Connections {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{Action, Fault};
 
     #[test]
     fn an_order_reaches_every_open_connection_once() {
@@ -132,7 +128,7 @@ mod tests {
         let (a, b) = (Mailbox::new(), Mailbox::new());
         let (first, second) = (connections.open(a.clone()), connections.open(b.clone()));
         connections.close(second);
-        connections.order(&Order::Fault { action: Action::Steal, device: None });
+        connections.order(&Order::Fault(Strike::new(Fault::new(Action::Steal))));
         assert_eq!(a.take(), [LinkKey::CONNECTION]);
         assert!(b.take().is_empty());
         assert_eq!(connections.take_orders(first).len(), 1);

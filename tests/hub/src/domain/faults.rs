@@ -15,7 +15,7 @@ const FAULTS_MAX: usize = 1000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Point {
-    /// At once, on connections and links that are there.
+    /// At once, on connections and links that are there: each counts as one that fits.
     Now,
     /// A transfer on a telemetry link.
     Telemetry,
@@ -161,6 +161,21 @@ impl Fault {
 }
 
 impl Action {
+    /// Whether it does anything there.
+    pub fn strikes_at(&self, point: Point) -> bool {
+        use Point::{Attach, Cbs, Now, Open, Telemetry, Twin};
+        match self {
+            Self::Delay { .. } => !matches!(point, Now | Open),
+            Self::Reject { .. } => matches!(point, Telemetry | Twin | Cbs | Attach | Open),
+            Self::Release | Self::Modify => matches!(point, Telemetry | Twin | Cbs),
+            Self::NeverSettle => matches!(point, Telemetry | Twin | Cbs | Attach),
+            Self::NoCredit | Self::Steal => point != Open,
+            Self::Throttle { .. } | Self::Detach { .. } | Self::CloseConnection { .. } | Self::HalfOpen => true,
+            Self::Cbs { .. } => point == Cbs,
+            Self::RefuseListen { .. } => point == Now,
+        }
+    }
+
     fn usual_point(&self) -> Point {
         match self {
             Self::Delay { .. }
@@ -203,6 +218,31 @@ struct Standing {
     struck: u32,
 }
 
+/// A fault that strikes at once, shared by all connections: together they heed its probability, skip and count.
+#[derive(Clone, Debug)]
+pub struct Strike {
+    /// What happens.
+    pub action: Action,
+    /// Pattern of device ids; `None` = all.
+    pub device: Option<Arc<str>>,
+    standing: Arc<Mutex<Standing>>,
+}
+
+impl Strike {
+    /// The strike that this fault is.
+    pub fn new(fault: Fault) -> Self {
+        let (action, device) = (fault.action.clone(), fault.device.clone());
+        Self { action, device, standing: Arc::new(Mutex::new(Standing::new(0, fault))) }
+    }
+
+    /// Whether it hits this one: a link of the identity, or a connection (`None`, or one of its identities that fits).
+    pub fn hits(&self, identity: Option<&Identity>) -> bool {
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        let point = standing.fault.point;
+        standing.decide(point, identity).is_some()
+    }
+}
+
 /// A fault as it stands.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FaultStatus {
@@ -223,8 +263,7 @@ impl Faults {
         }
         state.next_id += 1;
         let id = state.next_id;
-        let chance = Chance(fault.seed);
-        state.faults.push(Standing { id, fault, chance, skipped: 0, struck: 0 });
+        state.faults.push(Standing::new(id, fault));
         self.standing.store(state.faults.len(), Ordering::Relaxed);
         Some(id)
     }
@@ -266,6 +305,10 @@ impl Faults {
 }
 
 impl Standing {
+    fn new(id: u64, fault: Fault) -> Self {
+        Self { id, chance: Chance(fault.seed), fault, skipped: 0, struck: 0 }
+    }
+
     fn decide(&mut self, point: Point, identity: Option<&Identity>) -> Option<Action> {
         let fault = &self.fault;
         let over = fault.count.is_some_and(|count| self.struck >= count);

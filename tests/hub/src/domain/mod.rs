@@ -36,7 +36,7 @@ pub use c2d::{Ack, C2d, C2dMessage, C2dSettings, LockLost, QueueFull};
 pub use clock::{Clock, iso8601, parse_iso8601};
 pub use connections::{ConnectionInfo, Connections, Order};
 pub use error::{ErrorCode, HubError, tracking_id};
-pub use faults::{Action, Fault, FaultStatus, Faults, Point, Redirect, device_fits};
+pub use faults::{Action, Fault, FaultStatus, Faults, Point, Redirect, Strike, device_fits};
 pub use feedback::{Feedback, FeedbackBatch, FeedbackRecord, FeedbackSettings, FeedbackStatus};
 pub use identity::{Identity, is_legal_id};
 pub use ledger::{DeviceCounts, Entry as LedgerEntry, Kind, Ledger, Outcome, Query, Summary, Transfer};
@@ -196,9 +196,9 @@ impl Domain {
             return self.faults.add(fault);
         }
         if let Action::RefuseListen { ms } = fault.action {
-            self.refuse_until_ms.send_replace(self.clock.now_ms() + ms);
+            self.refuse_until_ms.send_replace(self.clock.now_ms().saturating_add(ms));
         } else {
-            self.connections.order(&Order::Fault { action: fault.action, device: fault.device });
+            self.connections.order(&Order::Fault(Strike::new(fault)));
         }
         Some(0)
     }

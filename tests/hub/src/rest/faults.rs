@@ -14,6 +14,9 @@ use super::reply::{self, Reply, invalid};
 use super::{Call, unknown, wrong_method};
 use crate::domain::{Action, ErrorCode, Fault, FaultStatus, HubError, Point, Redirect};
 
+/// The longest delay or refusal.
+const MS_MAX: u64 = 24 * 3600 * 1000;
+
 pub(super) fn route(call: &Call<'_>) -> Result<Reply, HubError> {
     let faults = &call.domain.faults;
     match (&call.method, &call.segments[1..]) {
@@ -85,6 +88,9 @@ fn parse(body: &[u8]) -> Result<Fault, HubError> {
     fault.seed = body.seed.unwrap_or(0);
     fault.count = body.count;
     fault.skip = body.skip.unwrap_or(0);
+    if !fault.action.strikes_at(fault.point) {
+        return Err(invalid("fault: this kind does nothing there"));
+    }
     if !(0.0..=1.0).contains(&fault.probability) {
         return Err(invalid("fault: probability must be 0 to 1"));
     }
@@ -95,6 +101,9 @@ impl FaultBody {
     /// Takes the fields that belong to this kind of fault.
     fn action(&mut self) -> Result<Action, HubError> {
         let ms = self.ms.take();
+        if ms.is_some_and(|ms| ms > MS_MAX) {
+            return Err(invalid("fault: ms must be a day at most"));
+        }
         let needed = |ms: Option<u64>| ms.ok_or_else(|| invalid("fault: ms is missing"));
         let condition = self.condition.take().map(Arc::<str>::from);
         Ok(match self.what {
@@ -187,6 +196,11 @@ mod tests {
         check(r#"{"what":"cbs","status":503}"#, Some(&Fault::new(Action::Cbs { status: 503, ms: 0 })));
         check(r#"{"what":"unheard-of"}"#, None);
         check(r#"{"what":"delay"}"#, None);
+        check(r#"{"what":"delay","ms":18446744073709551615}"#, None);
+        check(r#"{"what":"delay","ms":5,"at":"now"}"#, None);
+        check(r#"{"what":"cbs","status":503,"at":"telemetry"}"#, None);
+        check(r#"{"what":"refuse-listen","ms":5,"at":"attach"}"#, None);
+        check(r#"{"what":"reject","condition":"amqp:x","at":"c2d"}"#, None);
         check(r#"{"what":"release","ms":5}"#, None);
         check(r#"{"what":"release","status":5}"#, None);
         check(r#"{"what":"release","probabilty":0.5}"#, None);

@@ -274,6 +274,9 @@ impl Description {
         say("");
         say("a device, for an Azure SDK (it must trust the file above):");
         say(&format!("  {}", device.gateway_connection_string.as_deref().unwrap_or_default()));
+        say("the same device straight to the hub, and the back end:");
+        say(&format!("  {}", device.connection_string));
+        say(&format!("  {}", self.service.connection_string));
         say("a message, to paste:");
         say(&format!(
             "  mosquitto_pub -h {} -p {} --cafile {ca} -V mqttv311 -q 1 -i {id} -u '{}/{id}/?api-version=2021-04-12' -P '{}' -t 'devices/{id}/messages/events/' -m hello",

@@ -98,6 +98,17 @@ fn faults_strike_the_device_they_name_as_often_as_they_say() {
 
 #[test]
 fn at_once_links_are_stolen_detached_with_redirect_or_starved() {
+    let mut peer = Peer::in_session(AmqpSettings { link_credit: 2, ..AmqpSettings::default() });
+    peer.register("d");
+    peer.attach(0, &sender(0, "t", "/devices/d/messages/events"));
+    peer.domain.inject(Fault::new(Action::NoCredit).at(Point::Now).device("d"));
+    peer.frames();
+    for _ in 0..2 {
+        peer.send(0, 0, &message("m", b"x"));
+    }
+    let frames = peer.frames();
+    assert!(!frames.iter().any(|frame| matches!(frame, Performative::Flow(_))), "credit ran out: {frames:?}");
+
     let mut peer = with_fault(Action::Steal);
     assert_eq!(ending(&peer.frames()).as_deref(), Some("DETACH amqp:link:stolen"));
 
@@ -106,6 +117,40 @@ fn at_once_links_are_stolen_detached_with_redirect_or_starved() {
     let frames = peer.frames();
     assert_eq!(ending(&frames).as_deref(), Some("DETACH amqp:link:redirect"));
     assert!(format!("{frames:?}").contains("network-host"));
+}
+
+#[test]
+fn what_strikes_at_once_heeds_count_and_probability_over_all_connections() {
+    let domain = with_sender().domain;
+    let connected = || {
+        let mut peer = Peer::on(domain.clone(), AmqpSettings::default());
+        peer.write(b"AMQP\x00\x01\x00\x00");
+        peer.put(0, &open());
+        peer.take_bytes(8);
+        peer.begin(0);
+        peer.attach_cbs();
+        let token = peer.policy_token("iothubowner");
+        peer.put_token(&token, "azure-devices.net:sastoken");
+        peer.attach(0, &sender(0, "t", "/devices/d/messages/events"));
+        peer.frames();
+        peer
+    };
+    let check = |fault: Fault, expected: std::ops::RangeInclusive<usize>| {
+        let mut peers: Vec<Peer> = (0..40).map(|_| connected()).collect();
+        domain.inject(fault.clone());
+        let ended = |peer: &mut Peer| ending(&peer.frames()).is_some() || peer.connection.has_ended();
+        let struck = peers.iter_mut().filter_map(|peer| ended(peer).then_some(())).count();
+        assert!(expected.contains(&struck), "{struck} struck by {fault:?}");
+    };
+    let close = || Fault::new(Action::CloseConnection { condition: None });
+    let steal = || Fault::new(Action::Steal).device("d");
+    check(close().count(3), 3..=3);
+    check(close().device("d").skip(39), 1..=1);
+    check(close().probability(0.5, 7), 10..=30);
+    check(close().device("e"), 0..=0);
+    check(steal().count(2), 2..=2);
+    check(steal().probability(0.5, 7), 10..=30);
+    check(steal(), 40..=40);
 }
 
 #[test]
@@ -152,6 +197,22 @@ fn cbs_answers_late_or_with_a_status_of_choice() {
 }
 
 #[test]
+fn a_token_that_a_fault_answered_with_503_opens_nothing() {
+    let mut peer = Peer::connected(AmqpSettings::default());
+    peer.begin(0);
+    peer.attach_cbs();
+    peer.register("d");
+    peer.domain.inject(Fault::new(Action::Cbs { status: 503, ms: 0 }).count(1));
+    let token = peer.policy_token("device");
+    for (status, expected) in [(503, Some("DETACH amqp:unauthorized-access")), (200, None)] {
+        assert_eq!(peer.put_token(&token, "azure-devices.net:sastoken").0, status);
+        let frames = peer.attach(0, &sender(0, "t", "/devices/d/messages/events"));
+        assert_eq!(ending(&frames).as_deref(), expected);
+        peer.put(0, &detach(0));
+    }
+}
+
+#[test]
 fn attaches_are_refused_put_off_or_never_answered() {
     let mut peer = with_sender();
     let strike = |peer: &Peer, action| peer.domain.inject(Fault::new(action).at(Point::Attach).device("e").count(1));
@@ -168,6 +229,12 @@ fn attaches_are_refused_put_off_or_never_answered() {
     assert!(peer.frames().is_empty(), "no answer at all, and no harm to the session");
     strike(&peer, Action::NoCredit);
     peer.attach(0, &attach(4));
+    for _ in 0..1000 {
+        peer.send(0, 4, &message("m", b"x"));
+        assert!(!peer.frames().iter().any(|frame| matches!(frame, Performative::Flow(flow) if flow.handle.is_some())));
+    }
+    peer.send(0, 4, &message("m", b"x"));
+    assert_eq!(ending(&peer.frames()).as_deref(), Some("DETACH amqp:link:transfer-limit-exceeded"));
     assert_eq!(peer.domain.faults.list().iter().map(|fault| fault.struck).collect::<Vec<_>>(), [1, 1, 1, 1]);
 }
 
