@@ -215,7 +215,7 @@ mod tests {
         let hub = json!({"upstream": {"iotHub": {"hostName": "contoso.azure-devices.net"}}});
         let broker = json!({
             "authentication": {"sas": {"verify": "Local", "deviceKeys": {"secretName": "keys"}}},
-            "upstream": {"amqp": {"url": "amqps://a", "telemetryAddress": "t"}},
+            "upstream": {"amqp": {"url": "amqps://a", "telemetryAddress": "t/{deviceId}"}},
         });
         // a hub's bound of a message is a rule of its own
         let mut spec = if path.contains(".amqp.") || path == "limits.messageBytesMax" { broker } else { hub };

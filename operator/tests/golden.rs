@@ -126,7 +126,7 @@ fn the_written_configuration_is_one_that_a_gateway_takes() {
         let objects = desired.objects.iter().map(|object| json!(object));
         for object in objects.filter(|object| object["kind"] == "ConfigMap") {
             let text = object["data"]["gateway.yaml"].as_str().expect("it holds the file");
-            let config = GatewayConfig::parse(text).unwrap_or_else(|error| panic!("{}: {error}", case.display()));
+            let config = GatewayConfig::parse(text).unwrap_or_else(|errors| panic!("{}: {errors:?}", case.display()));
             assert!(config.check().is_ok(), "{}: {:?}", case.display(), config.check());
         }
     }

@@ -61,8 +61,8 @@ const fn amqp_address(path: &'static str) -> Field {
     text(
         path,
         (1, 1024),
-        "!self.replace('{deviceId}', '').matches('[{}]')",
-        "write an address such as telemetry/{deviceId}; {deviceId} is the only variable",
+        "self.contains('{deviceId}') && !self.replace('{deviceId}', '').matches('[{}]')",
+        "write an address such as telemetry/{deviceId}: it must hold {deviceId}, the only variable",
     )
 }
 

@@ -35,6 +35,37 @@ impl Settings {
             Upstream::Amqp(_) => !host.is_empty(),
         }
     }
+
+    /// Bounds of the AMQP side, whichever upstream it is.
+    pub fn upstream_limits(&self) -> &UpstreamLimits {
+        match &self.upstream {
+            Upstream::IotHub(hub) => &hub.limits,
+            Upstream::Amqp(broker) => &broker.limits,
+        }
+    }
+
+    /// Every directory of secrets that is used, each once, sorted.
+    pub fn secret_names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.device_side_secrets().chain(self.upstream.secret_names()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    fn device_side_secrets(&self) -> impl Iterator<Item = &str> {
+        let (device_keys, groups) = match &self.authentication.sas {
+            Sas::Hub => (None, [].as_slice()),
+            Sas::Local { device_keys_secret_name, enrollment_groups } => {
+                (device_keys_secret_name.as_deref(), enrollment_groups.as_slice())
+            }
+        };
+        let admin = self.admin.tls.iter().flat_map(|tls| [&tls.secret_name, &tls.client_ca_secret_name]);
+        [self.tls_secret_name.as_deref(), self.authentication.client_ca_secret_name.as_deref(), device_keys]
+            .into_iter()
+            .flatten()
+            .chain(groups.iter().map(|group| group.secret_name.as_str()))
+            .chain(admin.map(String::as_str))
+    }
 }
 
 /// One listening port.
@@ -100,6 +131,22 @@ pub enum Upstream {
     IotHub(IotHub),
     /// Any AMQP 1.0 broker.
     Amqp(AmqpBroker),
+}
+
+impl Upstream {
+    fn secret_names(&self) -> impl Iterator<Item = &str> {
+        let names = match self {
+            Self::IotHub(hub) => {
+                [hub.policy.as_ref().map(|policy| &policy.secret_name), hub.ca_secret_name.as_ref(), None]
+            }
+            Self::Amqp(broker) => [
+                broker.sasl_plain_secret_name.as_ref(),
+                broker.client_certificate_secret_name.as_ref(),
+                broker.ca_secret_name.as_ref(),
+            ],
+        };
+        names.into_iter().flatten().map(String::as_str)
+    }
 }
 
 /// Azure IoT Hub as upstream.

@@ -1,86 +1,129 @@
-//! `cargo xtask local`: the world on this machine, and the description of it that tests and people read.
+//! `cargo xtask local`: hub, gateway and devices on this machine, every message accounted for.
 
-use std::{
-    fs,
-    net::{Ipv4Addr, TcpListener},
-    path::{Path, PathBuf},
-    process::Command,
-};
+mod certificates;
+mod judge;
+mod live;
+mod world;
 
-use anyhow::{Context, bail};
+use std::{net::Ipv4Addr, path::PathBuf, process::Command};
+
+use anyhow::bail;
 
 use crate::{
-    clients::READY_LIMIT,
-    process::{self, Background},
+    process,
     step::{say, step},
 };
 
-/// What to start.
+pub(crate) use world::{Ports, World};
+
+/// What to start, and for how long.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Devices to register at the hub
+    /// Devices to register at the hub and to run; 0 leaves the field to your own clients
     #[arg(long, default_value_t = 10)]
     devices: u32,
+    /// Messages per second of all devices together [default: one a second and device]
+    #[arg(long)]
+    rate: Option<f64>,
+    /// End by itself after this time (30s, 5m), with the count of what was lost
+    #[arg(long = "for", value_name = "TIME", value_parser = seconds)]
+    time: Option<u64>,
 }
 
-/// One hub (and what stands in front of it) on one loopback address, described in `directory/local.json`.
-pub(crate) struct World {
-    /// Where the description, the CA and the logs go.
-    pub(crate) directory: PathBuf,
-    /// The hub's loopback address.
-    pub(crate) hub_address: Ipv4Addr,
-    /// AMQPS and HTTPS ports; `None` takes 5671 and 443 (8443 without the right to it), or what is free.
-    pub(crate) hub_ports: Option<(u16, u16)>,
-    /// Devices to register.
-    pub(crate) devices: u32,
-}
+/// Devices registered when none are run, for the user's own clients.
+const SPARE_DEVICES: u32 = 10;
 
-impl World {
-    /// Starts the hub and waits until it listens; returns it with the path of its description.
-    pub(crate) fn start_hub(&self, program: &Path) -> anyhow::Result<(Background, PathBuf)> {
-        fs::create_dir_all(&self.directory)?;
-        let json = self.directory.join("local.json");
-        if json.exists() {
-            fs::remove_file(&json)?;
-        }
-        let (amqps, https) = self.hub_ports.unwrap_or_else(|| {
-            (free_port(self.hub_address, &[5671, 15671]), free_port(self.hub_address, &[443, 8443, 18443]))
-        });
-        let mut command = Command::new(program);
-        command.args(["--address", &self.hub_address.to_string()]);
-        command.args(["--amqps-port", &amqps.to_string(), "--https-port", &https.to_string()]);
-        command.args(["--devices", &self.devices.to_string()]);
-        command.arg("--ca-out").arg(self.directory.join("ca.pem"));
-        command.arg("--json-out").arg(&json);
-        let mut hub = Background::start("hub", &mut command)?;
-        hub.wait_for_file(&json, READY_LIMIT)?;
-        Ok((hub, json))
-    }
-}
-
-/// The first of `wanted` that can be bound, or one that the system chooses (0).
-fn free_port(address: Ipv4Addr, wanted: &[u16]) -> u16 {
-    wanted.iter().copied().find(|&port| TcpListener::bind((address, port)).is_ok()).unwrap_or(0)
-}
-
-/// Builds one program of the workspace in release and returns its path.
-pub(crate) fn build(program: &str) -> anyhow::Result<PathBuf> {
-    process::run(Command::new(env!("CARGO")).args(["build", "--release", "--locked", "--package", program]))?;
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| process::workspace_root().join("target"), PathBuf::from);
-    let path = target.join("release").join(program);
-    if !path.exists() {
-        bail!("{} was not built", path.display());
-    }
-    Ok(path)
-}
-
-/// Builds and starts the hub, says where it is and what to try, and stays until it is ended.
+/// Builds and starts everything, says where it is and what to try, and stays until it is ended.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let hub = step("build the local hub", || build("hub"))?;
-    let directory = process::workspace_root().join("target/local");
-    let world = World { directory, hub_address: Ipv4Addr::LOCALHOST, hub_ports: None, devices: arguments.devices };
-    let (mut hub, json) = world.start_hub(&hub).context("the local hub did not start")?;
-    say(&format!("all of this as JSON: {}", json.display()));
-    hub.wait()
+    let programs = ["hub", "gateway", "device"];
+    let [hub, gateway, device] =
+        step("build hub, gateway and devices (release)", || build(programs, Profile::Release))?;
+    let world = World {
+        directory: process::workspace_root().join("target/local"),
+        hub_address: Ipv4Addr::new(127, 0, 0, 2),
+        gateway_address: Ipv4Addr::LOCALHOST,
+        ports: Ports::StandardOrFree,
+        devices: if arguments.devices == 0 { SPARE_DEVICES } else { arguments.devices },
+    };
+    let stop = live::stop_flag()?;
+    let (mut hub, json) = step("start the hub", || world.start_hub(&hub))?;
+    let mut gateway = step("start the gateway", || world.start_gateway(&gateway, &json))?;
+    let description = world::Description::read(&json)?;
+    description.introduce(&json);
+    if arguments.devices == 0 {
+        say("no devices are run: this stays up until Ctrl-C");
+        return live::until_stopped(&stop, arguments.time, &mut [&mut hub, &mut gateway]);
+    }
+    let rate = arguments.rate.unwrap_or(f64::from(arguments.devices));
+    let report = live::devices(&device, &json, &description, arguments.devices, rate, arguments.time, &stop)?;
+    let verdict = judge::judge(&description, &report)?;
+    println!("{verdict}");
+    if verdict.lost > 0 {
+        bail!("{} acknowledged messages are not at the hub", verdict.lost);
+    }
+    Ok(())
+}
+
+/// How a program is built.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// As `cargo test` builds it: nothing is built twice for the tests.
+    Dev,
+    /// As it is shipped and measured.
+    Release,
+}
+
+/// Builds programs of the workspace, each in the package of its name, and returns their paths.
+pub(crate) fn build<const N: usize>(programs: [&str; N], profile: Profile) -> anyhow::Result<[PathBuf; N]> {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["build", "--locked"]);
+    for program in programs {
+        command.args(["--package", program]);
+    }
+    let directory = match profile {
+        Profile::Dev => "debug",
+        Profile::Release => {
+            command.arg("--release");
+            "release"
+        }
+    };
+    process::run(&mut command)?;
+    let root = process::workspace_root();
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let target = std::path::absolute(target.join(directory))?;
+    let paths = programs.map(|program| target.join(program));
+    for path in &paths {
+        anyhow::ensure!(path.exists(), "{} was not built", path.display());
+    }
+    Ok(paths)
+}
+
+/// `30s`, `5m`, `1h` or plain seconds.
+fn seconds(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at(text.find(|each: char| !each.is_ascii_digit()).unwrap_or(text.len()));
+    let unit = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(format!("{text} is not a time: write 30s, 5m or 1h")),
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit))
+        .ok_or(format!("{text} is not a time: write 30s, 5m or 1h"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_with_units() {
+        assert_eq!(seconds("30s"), Ok(30));
+        assert_eq!(seconds("5m"), Ok(300));
+        assert_eq!(seconds("90"), Ok(90));
+        assert!(seconds("half a minute").is_err());
+        assert!(seconds("").is_err());
+    }
 }

@@ -3,6 +3,7 @@
 //! What a step needs beyond the base image it installs by name into a cache outside the checkout and says so; it never
 //! changes a file of the checkout other than below `target/`.
 
+mod bench;
 mod cache;
 mod clients;
 mod crds;
@@ -11,6 +12,8 @@ mod packages;
 mod process;
 mod step;
 mod test;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -24,19 +27,32 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Start a local IoT Hub, the gateway and devices that send through it; account for every message.
+    Local(local::Arguments),
+    /// Measure the workloads beside the least that the same work can cost.
+    Bench(bench::Arguments),
     /// Write the CustomResourceDefinitions from their types.
     Crds(crds::Arguments),
-    /// Run the local IoT Hub and leave it running; Ctrl-C ends it.
-    Local(local::Arguments),
     /// Run the tests of the levels named, or of all of them.
     Test(test::Arguments),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     std::env::set_current_dir(process::workspace_root())?;
     match Arguments::parse().command {
-        Command::Crds(arguments) => crds::run(&arguments),
         Command::Local(arguments) => local::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
+        Command::Crds(arguments) => crds::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
     }
 }

@@ -1,6 +1,7 @@
 //! Starting programs, and ending those that this process started.
 
 use std::{
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -61,9 +62,13 @@ pub(crate) struct Background {
 }
 
 impl Background {
-    /// Starts `command`.
+    /// Starts `command`, in a process group of its own: Ctrl-C is for us, who end it in order.
     pub(crate) fn start(name: &str, command: &mut Command) -> anyhow::Result<Self> {
-        let child = command.stdin(Stdio::null()).spawn().with_context(|| format!("cannot start {}", shown(command)))?;
+        let child = command
+            .stdin(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot start {}", shown(command)))?;
         Ok(Self { name: name.to_owned(), child })
     }
 
@@ -71,9 +76,7 @@ impl Background {
     pub(crate) fn wait_for_file(&mut self, file: &Path, limit: Duration) -> anyhow::Result<()> {
         let begun = Instant::now();
         while !file.exists() {
-            if let Some(status) = self.child.try_wait()? {
-                bail!("{} ended with {status} before it was ready", self.name);
-            }
+            self.still_runs()?;
             if begun.elapsed() > limit {
                 bail!("{} was not ready after {limit:?}: {} is missing", self.name, file.display());
             }
@@ -82,13 +85,12 @@ impl Background {
         Ok(())
     }
 
-    /// Waits for the program to end by itself.
-    pub(crate) fn wait(&mut self) -> anyhow::Result<()> {
-        let status = self.child.wait()?;
-        if !status.success() {
-            bail!("{} ended with {status}", self.name);
+    /// An early end of the program is an error.
+    pub(crate) fn still_runs(&mut self) -> anyhow::Result<()> {
+        match self.child.try_wait()? {
+            Some(status) => bail!("{} ended with {status}", self.name),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -21,16 +21,18 @@ pub(crate) enum Level {
     Code,
     /// The Azure SDKs and a bare AMQP client, unmodified, against the local hub
     Sdk,
+    /// MQTT clients and the Azure device SDK, unmodified, through the gateway to the local hub
+    Clients,
 }
 
 impl Level {
-    const ALL: [Self; 2] = [Self::Code, Self::Sdk];
+    const ALL: [Self; 3] = [Self::Code, Self::Sdk, Self::Clients];
 
     /// Why this machine cannot run the level, if so.
     fn missing(self) -> Option<String> {
         match self {
             Self::Code => None,
-            Self::Sdk => clients::missing(),
+            Self::Sdk | Self::Clients => clients::missing(),
         }
     }
 
@@ -38,6 +40,7 @@ impl Level {
         match self {
             Self::Code => process::run(Command::new(env!("CARGO")).args(["test", "--workspace", "--locked"])),
             Self::Sdk => clients::sdk(),
+            Self::Clients => clients::mqtt(),
         }
     }
 }

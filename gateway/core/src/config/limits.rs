@@ -51,5 +51,6 @@ pub(super) fn check(given: &Limits, errors: &mut Errors) -> settings::Limits {
 /// A packet is a message and its topic; a limit below that of the message would make the latter mean nothing.
 fn packet_bytes_max(given: Option<&Quantity>, message_bytes_max: u64, errors: &mut Errors) -> u64 {
     let default = message_bytes_max + TOPIC_ROOM;
-    errors.bytes("limits.packetBytesMax", given, default, message_bytes_max, 32 * MIB)
+    let min = if errors.is_sound("limits.messageBytesMax") { message_bytes_max } else { KIB };
+    errors.bytes("limits.packetBytesMax", given, default, min, 32 * MIB)
 }

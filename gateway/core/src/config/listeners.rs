@@ -20,8 +20,8 @@ pub(super) fn check(listeners: Option<&[Listener]>, errors: &mut Errors) -> Vec<
     for (index, listener) in listeners.iter().enumerate() {
         let path = format!("listeners[{index}]");
         let listener = one(&path, listener, errors);
-        for other in &checked {
-            clash(&path, &listener, other, errors);
+        for (index, other) in checked.iter().enumerate() {
+            clash((&path, &listener), (&format!("listeners[{index}]"), other), errors);
         }
         checked.push(listener);
     }
@@ -36,9 +36,16 @@ fn one(path: &str, listener: &Listener, errors: &mut Errors) -> settings::Listen
     };
     let address = errors.address(format!("{path}.address"), listener.address.as_deref(), IpAddr::from(address));
     let port = errors.number(&format!("{path}.port"), listener.port, port, 0, 65_535) as u16;
+    let port_from = if listener.port.is_some() { "port" } else { "protocol" };
+    // 0 clashes with no other
+    let port = if errors.is_sound(&format!("{path}.{port_from}")) { port } else { 0 };
     if protocol == settings::Protocol::MqttPlain && !address.is_loopback() {
-        let problem = format!("MQTTPlain sends tokens in the clear and cannot listen on {address}");
-        errors.add(format!("{path}.address"), problem, "use 127.0.0.1 or ::1, or protocol MQTT");
+        errors.add_across(
+            format!("{path}.address"),
+            &[&format!("{path}.protocol")],
+            format!("MQTTPlain sends tokens in the clear and cannot listen on {address}"),
+            "use 127.0.0.1 or ::1, or protocol MQTT",
+        );
     }
     if !is_port_name(&listener.name) {
         errors.add(
@@ -50,8 +57,12 @@ fn one(path: &str, listener: &Listener, errors: &mut Errors) -> settings::Listen
     settings::Listener { name: listener.name.clone(), protocol, address, port }
 }
 
-fn clash(path: &str, listener: &settings::Listener, other: &settings::Listener, errors: &mut Errors) {
-    if listener.name == other.name {
+fn clash(
+    (path, listener): (&str, &settings::Listener),
+    (other_path, other): (&str, &settings::Listener),
+    errors: &mut Errors,
+) {
+    if listener.name == other.name && errors.was_read(&format!("{other_path}.name")) {
         let problem = format!("\"{}\" is the name of another listener", listener.name);
         errors.add(format!("{path}.name"), problem, "give every listener a name of its own");
     }

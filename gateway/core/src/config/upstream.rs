@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Amqp, GatewayConfig, IotHub, Quantity, Transport, UpstreamLimits, Verify, error::Errors};
-use crate::settings::{self, Settings};
+use crate::settings;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -12,9 +12,10 @@ const MIB: u64 = 1 << 20;
 pub(super) fn check(config: &GatewayConfig, errors: &mut Errors) -> Option<settings::Upstream> {
     match (&config.upstream.iot_hub, &config.upstream.amqp) {
         (Some(hub), None) => Some(settings::Upstream::IotHub(iot_hub(hub, config, errors))),
-        (None, Some(amqp)) => broker(amqp, config, errors).map(settings::Upstream::Amqp),
+        (None, Some(amqp)) => Some(settings::Upstream::Amqp(broker(amqp, config, errors))),
         (None, None) => {
-            errors.add("upstream", "there is none", "set upstream.iotHub or upstream.amqp");
+            let both = ["upstream.iotHub", "upstream.amqp"];
+            errors.add_across("upstream", &both, "there is none", "set upstream.iotHub or upstream.amqp");
             None
         }
         (Some(_), Some(_)) => {
@@ -66,8 +67,9 @@ fn policy(hub: &IotHub, config: &GatewayConfig, errors: &mut Errors) {
         _ => None,
     };
     match (&hub.policy, needed_for) {
-        (None, Some(reason)) => errors.add(
+        (None, Some(reason)) => errors.add_across(
             path,
+            &["authentication.sas.verify", "authentication.x509"],
             format!("is missing, and {reason} needs it"),
             "name a policy of the hub with DeviceConnect: {name, secretName}",
         ),
@@ -81,7 +83,7 @@ fn policy(hub: &IotHub, config: &GatewayConfig, errors: &mut Errors) {
     }
 }
 
-fn broker(amqp: &Amqp, config: &GatewayConfig, errors: &mut Errors) -> Option<settings::AmqpBroker> {
+fn broker(amqp: &Amqp, config: &GatewayConfig, errors: &mut Errors) -> settings::AmqpBroker {
     if config.authentication.sas.verify == Verify::Hub {
         errors.add(
             "authentication.sas.verify",
@@ -89,18 +91,18 @@ fn broker(amqp: &Amqp, config: &GatewayConfig, errors: &mut Errors) -> Option<se
             "write verify: Local and name the keys, or set upstream.iotHub",
         );
     }
-    address("upstream.amqp.telemetryAddress", &amqp.telemetry_address, errors);
+    let telemetry = ("the broker could not tell who sent a message", "telemetry/{deviceId}");
+    address("upstream.amqp.telemetryAddress", &amqp.telemetry_address, telemetry, errors);
     if let Some(command_address) = &amqp.command_address {
-        address("upstream.amqp.commandAddress", command_address, errors);
+        let command = ("a command could reach any of them", "command/{deviceId}");
+        address("upstream.amqp.commandAddress", command_address, command, errors);
     }
-    let url = url(&amqp.url, errors);
-    let tls = url.as_ref().is_none_or(|url| url.tls);
+    let Url { host, port, tls } = url(&amqp.url, errors);
     broker_secrets(amqp, tls, errors);
     let devices_max =
         errors.number("upstream.amqp.devicesPerConnectionMax", amqp.devices_per_connection_max, 900, 1, 10_000);
     let limits = limits(&config.upstream.limits, devices_max, errors);
-    let Url { host, port, tls } = url?;
-    Some(settings::AmqpBroker {
+    settings::AmqpBroker {
         host,
         port,
         tls,
@@ -110,7 +112,7 @@ fn broker(amqp: &Amqp, config: &GatewayConfig, errors: &mut Errors) -> Option<se
         client_certificate_secret_name: amqp.client_certificate.as_ref().map(|secret| secret.secret_name.clone()),
         ca_secret_name: amqp.ca_secret_name.clone(),
         limits,
-    })
+    }
 }
 
 fn broker_secrets(amqp: &Amqp, tls: bool, errors: &mut Errors) {
@@ -138,10 +140,14 @@ fn broker_secrets(amqp: &Amqp, tls: bool, errors: &mut Errors) {
     }
 }
 
-fn address(path: &str, given: &str, errors: &mut Errors) {
+/// An address of each device: it is all that says whose a message is, no property is the gateway's word for that.
+fn address(path: &str, given: &str, (shared, right): (&str, &str), errors: &mut Errors) {
     let rest = given.replace("{deviceId}", "");
     if given.is_empty() || given.len() > 1024 || rest.contains(['{', '}']) {
-        errors.add(path, format!("\"{given}\" is not an address"), "write one such as telemetry/{deviceId}");
+        errors.add(path, format!("\"{given}\" is not an address"), format!("write one such as {right}"));
+    } else if rest == given {
+        let problem = format!("\"{given}\" is the same for all devices, and {shared}");
+        errors.add(path, problem, format!("put {{deviceId}} into it, as in {right}"));
     }
 }
 
@@ -152,17 +158,16 @@ struct Url {
 }
 
 /// Reads `amqps://host[:port]`. Neither path nor credentials: those have places of their own.
-fn url(given: &str, errors: &mut Errors) -> Option<Url> {
-    let parsed = parse_url(given);
-    if parsed.is_none() {
+fn url(given: &str, errors: &mut Errors) -> Url {
+    parse_url(given).unwrap_or_else(|| {
         // the text may hold a password: it is not shown
         errors.add(
             "upstream.amqp.url",
             "is not of the form amqps://host[:port]",
             "write one such as amqps://broker.example:5671, without user, password and path",
         );
-    }
-    parsed
+        Url { host: String::new(), port: 5671, tls: true }
+    })
 }
 
 fn parse_url(given: &str) -> Option<Url> {
@@ -186,7 +191,8 @@ fn parse_url(given: &str) -> Option<Url> {
     }
     let port = match port {
         "" => default_port,
-        port => port.parse().ok().filter(|port| *port != 0)?,
+        port if port.bytes().all(|byte| byte.is_ascii_digit()) => port.parse().ok().filter(|port| *port != 0)?,
+        _ => return None,
     };
     host_errors.is_empty().then(|| Url { host: host.to_owned(), port, tls })
 }
@@ -210,8 +216,9 @@ fn limits(given: &UpstreamLimits, devices_per_connection_max: u32, errors: &mut 
     let backoff_max = duration("backoffMax", &given.backoff_max, 30_000, 10, 3_600_000);
     let idle_timeout = duration("idleTimeout", &given.idle_timeout, 210_000, 1000, 86_400_000);
     let token_ttl = duration("tokenTtl", &given.token_ttl, 3_600_000, 60_000, 86_400_000);
-    if backoff_max < backoff_min {
-        errors.add("upstream.limits.backoffMax", "is below backoffMin", "give at least backoffMin");
+    if backoff_max < backoff_min && errors.is_sound("upstream.limits.backoffMax") {
+        let others = ["upstream.limits.backoffMin"];
+        errors.add_across("upstream.limits.backoffMax", &others, "is below backoffMin", "give at least backoffMin");
     }
     let frame_bytes_max =
         errors.bytes("upstream.limits.frameBytesMax", given.frame_bytes_max.as_ref(), 64 * KIB, 512, MIB) as u32;
@@ -235,17 +242,19 @@ fn limits(given: &UpstreamLimits, devices_per_connection_max: u32, errors: &mut 
 }
 
 /// All devices that may connect must find room on the AMQP connections.
-pub(super) fn check_room(settings: &Settings, errors: &mut Errors) {
-    let limits = match &settings.upstream {
-        settings::Upstream::IotHub(hub) => &hub.limits,
-        settings::Upstream::Amqp(broker) => &broker.limits,
+pub(super) fn check_room(upstream: &settings::Upstream, devices_max: u32, errors: &mut Errors) {
+    let (limits, per_connection_path) = match upstream {
+        settings::Upstream::IotHub(hub) => (&hub.limits, "upstream.iotHub.devicesPerConnectionMax"),
+        settings::Upstream::Amqp(broker) => (&broker.limits, "upstream.amqp.devicesPerConnectionMax"),
     };
     let room = u64::from(limits.connections_max) * u64::from(limits.devices_per_connection_max);
-    let wanted = u64::from(settings.limits.connections_max);
+    let wanted = u64::from(devices_max);
     if room < wanted {
         let least = wanted.div_ceil(u64::from(limits.devices_per_connection_max));
-        errors.add(
-            "upstream.limits.connectionsMax",
+        let path = "upstream.limits.connectionsMax";
+        errors.add_across(
+            path,
+            &[path, per_connection_path, "limits.connectionsMax"],
             format!("there is room for {room} devices upstream, and limits.connectionsMax lets {wanted} connect"),
             format!("give at least {least}, or lower limits.connectionsMax"),
         );

@@ -266,3 +266,174 @@ impl Bag {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, option, prelude::*};
+
+    use super::*;
+
+    /// Everything that `bag` says, one `name=value` after the other; annotations begin with `@`, properties with `.`.
+    fn decoded(bag: &str) -> Result<String, BagError> {
+        let mut out = PropertyText::default();
+        decode(bag, 4, &mut out)?;
+        let properties = [
+            (".mid", &out.message_id),
+            (".cid", &out.correlation_id),
+            (".uid", &out.user_id),
+            (".ct", &out.content_type),
+            (".ce", &out.content_encoding),
+        ];
+        let properties =
+            properties.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", out.get(value.as_ref()?))));
+        let annotations = out.annotations.iter().map(|(name, value)| format!("@{name}={}", out.get(value)));
+        let application = out.application.iter().map(|(name, value)| match value {
+            None => out.name(name).to_owned(),
+            Some(value) => format!("{}={}", out.name(name), out.get(value)),
+        });
+        Ok(properties.chain(annotations).chain(application).collect::<Vec<_>>().join(" "))
+    }
+
+    fn check(bag: &str, expected: Result<&str, BagError>) {
+        assert_eq!(decoded(bag).as_deref().map_err(|error| *error), expected, "{bag:?}");
+    }
+
+    #[test]
+    fn pairs_have_a_value_an_empty_one_or_none() {
+        check("", Ok(""));
+        check("/", Ok(""));
+        check("a=b", Ok("a=b"));
+        check("a=b/", Ok("a=b"));
+        check("a=b&c=&d", Ok("a=b c= d"));
+        check("a%20b=%C3%BC%26%3D%2F%25", Ok("a b=ü&=/%"));
+        check("a=1-2.3_4~5", Ok("a=1-2.3_4~5"));
+        // contract §2.7: the one example with `?` yields a name that begins with it
+        check("?prop1=a", Ok("?prop1=a"));
+        check("%2B=%2b", Ok("+=+"));
+    }
+
+    #[test]
+    fn system_properties_go_where_amqp_has_them() {
+        check("%24.mid=m&%24.cid=c&%24.uid=u", Ok(".mid=m .cid=c .uid=u"));
+        check("$.ct=application%2Fjson&$.ce=utf-8", Ok(".ct=application/json .ce=utf-8"));
+        check("%24.ctime=2026-01-01T00%3A00%3A00Z", Ok("iothub-creation-time-utc=2026-01-01T00:00:00Z"));
+        check("%24.on=o&%24.schema=s", Ok("iothub-outputname=o iothub-message-schema=s"));
+        check("%24.sub=s&%24.ifid=i", Ok("@dt-subject=s @iothub-interface-id=i"));
+        check("%24.diagid=d&%24.diagctx=c", Ok("@Diagnostic-Id=d @Correlation-Context=c"));
+        check("%24.unknown=x", Ok("$.unknown=x"));
+        check("%24.mid&%24.sub&%24.ctime", Ok("iothub-creation-time-utc"));
+        check("%24.MID=x", Ok("$.MID=x"));
+    }
+
+    #[test]
+    fn who_sent_it_cannot_be_claimed_in_the_bag() {
+        check("%24.cdid=other&%24.cmid=m&%24.to=%2Fx&%24.exp=2026", Ok(""));
+        check("%24.cdid=%zz", Err(BagError::Percent));
+    }
+
+    #[test]
+    fn a_name_that_comes_again_replaces_its_value() {
+        check("a=1&b=2&a=3", Ok("a=3 b=2"));
+        check("a=1&%61", Ok("a"));
+        check("%24.mid=1&$.mid=2", Ok(".mid=2"));
+        check("%24.sub=1&%24.sub=2", Ok("@dt-subject=2"));
+        check("%24.on=1&iothub-outputname=2", Ok("iothub-outputname=2"));
+        check("iothub-outputname=1&%24.on=2", Ok("iothub-outputname=2"));
+    }
+
+    #[test]
+    fn a_malformed_bag_is_refused() {
+        for (bag, error) in [
+            ("&a=b", BagError::EmptyName),
+            ("a=b&", BagError::EmptyName),
+            ("a=b&&c=d", BagError::EmptyName),
+            ("=b", BagError::EmptyName),
+            ("&", BagError::EmptyName),
+            ("a=b=c", BagError::RawEquals),
+            ("a==", BagError::RawEquals),
+            ("a=b/c", BagError::RawSlash),
+            ("a=b//", BagError::RawSlash),
+            ("/a=b", BagError::RawSlash),
+            ("a=12:00", BagError::RawReserved),
+            ("a:b=1", BagError::RawReserved),
+            ("a=1+1", BagError::RawReserved),
+            ("a=%", BagError::Percent),
+            ("a=%2", BagError::Percent),
+            ("%xy=1", BagError::Percent),
+            ("a=%FF", BagError::Percent),
+            ("$.ct=%C3%BC", BagError::NotAscii),
+            ("$.ce=ü", BagError::NotAscii),
+            ("a&b&c&d&e", BagError::TooMany),
+        ] {
+            check(bag, Err(error));
+        }
+        check("a&b&c&d&a", Ok("a b c d"));
+    }
+
+    #[test]
+    fn a_commands_bag_is_encoded_as_sdks_read_it() {
+        let mut bag = Bag::default();
+        bag.property(CommandProperty::MessageId, "m 1");
+        bag.property(CommandProperty::To, "/devices/d/messages/deviceBound");
+        bag.property(CommandProperty::CorrelationId, "c");
+        bag.property(CommandProperty::UserId, "u");
+        bag.property(CommandProperty::ContentType, "application/json");
+        bag.property(CommandProperty::ContentEncoding, "utf-8");
+        bag.expiry(1_700_000_000_000);
+        bag.application("iothub-ack", Some("full"));
+        bag.application("iothub-creation-time-utc", Some("2026"));
+        bag.application("none", None);
+        bag.application("empty", Some(""));
+        let expected = "%24.mid=m%201&%24.to=%2Fdevices%2Fd%2Fmessages%2FdeviceBound&%24.cid=c&%24.uid=u\
+                        &%24.ct=application%2Fjson&%24.ce=utf-8&%24.exp=2023-11-14T22%3A13%3A20Z\
+                        &iothub-ack=full&%24.ctime=2026&none&empty=";
+        assert_eq!(bag.into_text().as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn a_bag_that_no_topic_can_hold_is_none() {
+        let mut bag = Bag::default();
+        bag.application("k", Some(&"x".repeat(Bag::BYTES_MAX - 2)));
+        assert!(bag.into_text().is_some());
+        let mut bag = Bag::default();
+        bag.application("k", Some(&"x".repeat(Bag::BYTES_MAX - 1)));
+        assert_eq!(bag.into_text(), None);
+    }
+
+    #[test]
+    fn an_expiry_beyond_the_calendar_is_left_out() {
+        let mut bag = Bag::default();
+        bag.expiry(i64::MAX);
+        assert_eq!(bag.into_text().as_deref(), Some(""));
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_encoded_decodes_to_the_same_pairs(
+            pairs in vec(("[^$]{1,8}", option::of(".{0,12}")), 0..8), slash in any::<bool>(),
+        ) {
+            let mut bag = Bag::default();
+            let mut expected: Vec<(String, Option<String>)> = Vec::new();
+            for (name, value) in pairs {
+                bag.application(&name, value.as_deref());
+                expected.retain(|(known, _)| *known != name);
+                expected.push((name, value));
+            }
+            let mut text = bag.into_text().unwrap().into_string();
+            if slash { text.push('/'); }
+            let mut out = PropertyText::default();
+            prop_assert_eq!(decode(&text, 8, &mut out), Ok(()));
+            let mut got: Vec<(String, Option<String>)> = out.application.iter()
+                .map(|(name, value)| (out.name(name).to_owned(), value.as_ref().map(|value| out.get(value).to_owned())))
+                .collect();
+            got.sort();
+            expected.sort();
+            prop_assert_eq!(got, expected);
+        }
+
+        #[test]
+        fn decoding_never_panics(bag in "[$.midct=&%/0-9a-f:é]{0,40}") {
+            let _ = decode(&bag, 4, &mut PropertyText::default());
+        }
+    }
+}

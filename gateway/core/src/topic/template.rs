@@ -17,6 +17,7 @@ pub struct Template {
     tail: Tail,
     names_device: bool,
     names_module: bool,
+    has_variables: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +33,14 @@ enum Tail {
     None,
     Rest(Box<str>),
     Properties,
+}
+
+/// The parts of a topic that matter, as they stand in it.
+struct Shape<'t> {
+    device: &'t str,
+    module: &'t str,
+    /// What follows the segments; empty if nothing does.
+    tail: &'t str,
 }
 
 /// What a template says about a topic.
@@ -72,6 +81,9 @@ pub enum TemplateError {
     /// A default followed by something that is always there.
     #[error("after a variable with a default, only such variables can follow, not \"{0}\"")]
     AfterDefault(String),
+    /// A property bag that is not the tail.
+    #[error("a property bag is written {{*properties}}")]
+    Properties,
     /// A module without its device.
     #[error("{{moduleId}} needs {{deviceId}} before it")]
     ModuleAlone,
@@ -86,12 +98,18 @@ impl Template {
         if text.contains(['+', '#', '\0']) {
             return Err(TemplateError::Character);
         }
-        let mut template = Self { segments: Vec::new(), tail: Tail::None, names_device: false, names_module: false };
+        let mut template = Self {
+            segments: Vec::new(),
+            tail: Tail::None,
+            names_device: false,
+            names_module: false,
+            has_variables: false,
+        };
         let text = text.strip_suffix('/').unwrap_or(text);
         let mut segments = text.split('/').peekable();
         while let Some(segment) = segments.next() {
             match tail(segment)? {
-                Some(tail) if segments.peek().is_none() => template.tail = tail,
+                Some(tail) if segments.peek().is_none() => template.end_with(tail)?,
                 Some(_) => return Err(TemplateError::NotLast(segment[2..segment.len() - 1].to_owned())),
                 None => template.push(segment)?,
             }
@@ -108,12 +126,14 @@ impl Template {
         properties_max: usize,
         out: &mut PropertyText,
     ) -> Result<Match, BagError> {
-        let Some(tail) = self.tail_of(topic) else { return Ok(Match::Other) };
-        if !self.names(identity, topic) {
+        let Some(shape) = self.shape(topic) else { return Ok(Match::Other) };
+        if !self.names(identity, &shape) {
             return Ok(Match::Foreign);
         }
-        self.bind_variables(topic, properties_max, out)?;
-        match (&self.tail, tail) {
+        if self.has_variables {
+            self.bind_variables(topic, properties_max, out)?;
+        }
+        match (&self.tail, shape.tail) {
             (Tail::Properties, bag) => bag::decode(bag, properties_max, out)?,
             (Tail::Rest(_), "") | (Tail::None, _) => {}
             (Tail::Rest(name), rest) => variable(name, rest, properties_max, out)?,
@@ -121,37 +141,30 @@ impl Template {
         Ok(Match::Bound)
     }
 
-    /// If `topic` is of this form: what follows the segments (empty if there is no tail in the template).
-    fn tail_of<'t>(&self, topic: &'t str) -> Option<&'t str> {
+    /// The parts of `topic` that matter, if it is of this form.
+    fn shape<'t>(&self, topic: &'t str) -> Option<Shape<'t>> {
+        let mut shape = Shape { device: "", module: "", tail: "" };
         let mut topic = Segments(Some(topic));
         for segment in &self.segments {
-            let text = topic.next();
-            let fits = match segment {
-                Segment::Literal(literal) => text == Some(literal),
-                Segment::DeviceId | Segment::ModuleId => text.is_some_and(|text| !text.is_empty()),
-                Segment::Variable { default, .. } => text.is_some() || default.is_some(),
-            };
-            if !fits {
-                return None;
+            match (segment, topic.next()) {
+                (Segment::Literal(literal), Some(text)) if **literal == *text => {}
+                (Segment::DeviceId, Some(text)) if !text.is_empty() => shape.device = text,
+                (Segment::ModuleId, Some(text)) if !text.is_empty() => shape.module = text,
+                (Segment::Variable { .. }, Some(_)) | (Segment::Variable { default: Some(_), .. }, None) => {}
+                _ => return None,
             }
         }
-        let rest = topic.0.unwrap_or_default();
-        (self.tail != Tail::None || rest.is_empty()).then_some(rest)
+        shape.tail = topic.0.unwrap_or_default();
+        (self.tail != Tail::None || shape.tail.is_empty()).then_some(shape)
     }
 
-    /// Whether the ids in `topic`, if any, are those of `identity`: a device cannot send as a module, nor the reverse.
-    fn names(&self, identity: &DeviceId, topic: &str) -> bool {
-        if !self.names_device {
-            return true;
-        }
-        if self.names_module != identity.module().is_some() {
-            return false;
-        }
-        self.segments.iter().zip(Segments(Some(topic))).all(|(segment, text)| match segment {
-            Segment::DeviceId => id_form(text, identity.device()).is_some(),
-            Segment::ModuleId => identity.module().is_some_and(|id| id_form(text, id).is_some()),
-            _ => true,
-        })
+    /// Whether the ids in the topic, if any, are those of `identity`: a device cannot send as a module, nor the reverse.
+    fn names(&self, identity: &DeviceId, shape: &Shape<'_>) -> bool {
+        let names_module = || match identity.module() {
+            None => !self.names_module,
+            Some(id) => self.names_module && id_form(shape.module, id).is_some(),
+        };
+        !self.names_device || (names_module() && id_form(shape.device, identity.device()).is_some())
     }
 
     fn bind_variables(&self, topic: &str, properties_max: usize, out: &mut PropertyText) -> Result<(), BagError> {
@@ -173,27 +186,44 @@ impl Template {
         if follows_default && !has_default {
             return Err(TemplateError::AfterDefault(text.to_owned()));
         }
-        if self.segments.contains(&segment) && !matches!(segment, Segment::Literal(_)) || self.has(&segment) {
-            return Err(TemplateError::Twice(text.trim_matches(['{', '}']).to_owned()));
+        if let Some(name) = segment.name() {
+            self.check_new(name)?;
         }
         match segment {
             Segment::DeviceId => self.names_device = true,
             Segment::ModuleId if !self.names_device => return Err(TemplateError::ModuleAlone),
             Segment::ModuleId => self.names_module = true,
-            Segment::Literal(_) | Segment::Variable { .. } => {}
+            Segment::Variable { .. } => self.has_variables = true,
+            Segment::Literal(_) => {}
         }
         self.segments.push(segment);
         Ok(())
     }
 
-    /// Whether a variable of the same name is there already, with whatever default.
-    fn has(&self, segment: &Segment) -> bool {
-        let name_of = |segment: &Segment| match segment {
-            Segment::Variable { name, .. } => Some(name.clone()),
-            _ => None,
-        };
-        let name = name_of(segment);
-        name.is_some() && self.segments.iter().any(|known| name_of(known) == name)
+    fn end_with(&mut self, tail: Tail) -> Result<(), TemplateError> {
+        if let Tail::Rest(name) = &tail {
+            self.check_new(name)?;
+        }
+        self.tail = tail;
+        Ok(())
+    }
+
+    fn check_new(&self, name: &str) -> Result<(), TemplateError> {
+        if self.segments.iter().any(|known| known.name() == Some(name)) {
+            return Err(TemplateError::Twice(name.to_owned()));
+        }
+        Ok(())
+    }
+}
+
+impl Segment {
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Literal(_) => None,
+            Self::DeviceId => Some("deviceId"),
+            Self::ModuleId => Some("moduleId"),
+            Self::Variable { name, .. } => Some(name),
+        }
     }
 }
 
@@ -252,6 +282,7 @@ fn segment(text: &str) -> Result<Segment, TemplateError> {
         ("deviceId", None) => Ok(Segment::DeviceId),
         ("moduleId", None) => Ok(Segment::ModuleId),
         ("deviceId" | "moduleId", Some(_)) => Err(TemplateError::Default(name.to_owned())),
+        ("properties", _) => Err(TemplateError::Properties),
         (name, default) => {
             let mut decoded = String::new();
             percent::decode(default.unwrap_or_default(), &mut decoded)
@@ -267,4 +298,147 @@ fn variable_name(name: &str) -> Result<Box<str>, TemplateError> {
         return Err(TemplateError::Name(name.to_owned()));
     }
     Ok(name.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The application properties that `template` binds in `topic` for device `d` or module `d/m`, as `name=value …`.
+    fn bound(template: &str, topic: &str, module: Option<&str>) -> Result<(Match, String), BagError> {
+        let identity = DeviceId::new("d", module).unwrap();
+        let mut out = PropertyText::default();
+        let found = Template::compile(template).unwrap().bind(&identity, topic, 8, &mut out)?;
+        let pair = |(name, value): &(PropertyName, Option<std::ops::Range<u32>>)| {
+            format!("{}={}", out.name(name), value.as_ref().map_or("null", |value| out.get(value)))
+        };
+        Ok((found, out.application.iter().map(pair).collect::<Vec<_>>().join(" ")))
+    }
+
+    fn check(template: &str, topic: &str, expected: Result<&str, Match>) {
+        let (found, text) = bound(template, topic, None).unwrap();
+        let got = if found == Match::Bound { Ok(text.as_str()) } else { Err(found) };
+        assert_eq!(got, expected, "{topic} by {template}");
+    }
+
+    #[test]
+    fn the_telemetry_topic_matches_with_and_without_slashes_and_bag() {
+        let events = "devices/{deviceId}/messages/events/{*properties}";
+        check(events, "devices/d/messages/events", Ok(""));
+        check(events, "devices/d/messages/events/", Ok(""));
+        check(events, "devices/d/messages/events//", Ok(""));
+        check(events, "devices/d/messages/events/a=b", Ok("a=b"));
+        check(events, "devices/d/messages/events/a=b&c/", Ok("a=b c=null"));
+        for other in [
+            "",
+            "/",
+            "devices/d/messages",
+            "devices/d/messages/eventsX",
+            "devices//messages/events/",
+            "Devices/d/messages/events/",
+        ] {
+            check(events, other, Err(Match::Other));
+        }
+    }
+
+    #[test]
+    fn a_bound_device_that_is_not_the_connected_one_is_foreign() {
+        let events = "devices/{deviceId}/messages/events/{*properties}";
+        check(events, "devices/e/messages/events/", Err(Match::Foreign));
+        check(events, "devices/D/messages/events/", Err(Match::Foreign));
+        check(events, "devices/dd/messages/events/", Err(Match::Foreign));
+        check(events, "devices/%64/messages/events/", Ok(""));
+    }
+
+    #[test]
+    fn a_module_sends_on_its_own_topic_only() {
+        let device = "devices/{deviceId}/messages/events/{*properties}";
+        let module = "devices/{deviceId}/modules/{moduleId}/messages/events/{*properties}";
+        let found = |template, topic, module| bound(template, topic, module).unwrap().0;
+        assert_eq!(found(module, "devices/d/modules/m/messages/events/", Some("m")), Match::Bound);
+        assert_eq!(found(module, "devices/d/modules/n/messages/events/", Some("m")), Match::Foreign);
+        assert_eq!(found(module, "devices/d/modules/m/messages/events/", None), Match::Foreign);
+        assert_eq!(found(device, "devices/d/messages/events/", Some("m")), Match::Foreign);
+        assert_eq!(found("log/{level}", "log/warn", Some("m")), Match::Bound);
+    }
+
+    #[test]
+    fn variables_become_properties_and_defaults_stand_in() {
+        let log = "devices/{deviceId}/messages/log/{level=info}/{subject=n%2Fa}";
+        check(log, "devices/d/messages/log/warn", Ok("level=warn subject=n/a"));
+        check(log, "devices/d/messages/log", Ok("level=info subject=n/a"));
+        check(log, "devices/d/messages/log/", Ok("level=info subject=n/a"));
+        check(log, "devices/d/messages/log//x%20y", Ok("level=info subject=x y"));
+        check(log, "devices/d/messages/log/a/b/", Ok("level=a subject=b"));
+        check(log, "devices/d/messages/log/a/b/c", Err(Match::Other));
+        check("log/{level}", "log/warn", Ok("level=warn"));
+        check("log/{level}", "log/", Ok("level="));
+        check("log/{level}", "log", Err(Match::Other));
+        assert_eq!(bound("log/{level}", "log/50%", None), Err(BagError::Percent));
+    }
+
+    #[test]
+    fn a_rest_takes_slashes_and_may_be_missing() {
+        let rest = "devices/{deviceId}/messages/outbound/{*subTopic}";
+        check(rest, "devices/d/messages/outbound/a/b%2Fc/", Ok("subTopic=a/b/c/"));
+        check(rest, "devices/d/messages/outbound", Ok(""));
+        check(rest, "devices/d/messages/outbound/", Ok(""));
+        check("{*all}", "x", Ok("all=x"));
+    }
+
+    #[test]
+    fn a_template_without_tail_takes_one_slash_at_the_end() {
+        check("devices/{deviceId}/log", "devices/d/log/", Ok(""));
+        check("devices/{deviceId}/log/", "devices/d/log", Ok(""));
+        check("devices/{deviceId}/log", "devices/d/log//", Err(Match::Other));
+    }
+
+    #[test]
+    fn what_is_not_a_template_is_not_compiled() {
+        let twice = |name: &str| TemplateError::Twice(name.to_owned());
+        for (text, expected) in [
+            ("", TemplateError::Length),
+            ("a/+/b", TemplateError::Character),
+            ("a/#", TemplateError::Character),
+            ("a{b}", TemplateError::Braces("a{b}".to_owned())),
+            ("{b}c", TemplateError::Braces("{b}c".to_owned())),
+            ("{}", TemplateError::Name(String::new())),
+            ("{a b}", TemplateError::Name("a b".to_owned())),
+            ("{*}", TemplateError::Name(String::new())),
+            ("{a}/{a}", twice("a")),
+            ("{a}/{a=1}", twice("a")),
+            ("{a}/{*a}", twice("a")),
+            ("{deviceId}/{deviceId}", twice("deviceId")),
+            ("{*rest}/x", TemplateError::NotLast("rest".to_owned())),
+            ("{*properties}/x", TemplateError::NotLast("properties".to_owned())),
+            ("{properties}", TemplateError::Properties),
+            ("{deviceId=x}", TemplateError::Default("deviceId".to_owned())),
+            ("{a=%}", TemplateError::Default("a".to_owned())),
+            ("{a=1}/x", TemplateError::AfterDefault("x".to_owned())),
+            ("{a=1}/{b}", TemplateError::AfterDefault("{b}".to_owned())),
+            ("{moduleId}/x", TemplateError::ModuleAlone),
+        ] {
+            assert_eq!(Template::compile(text), Err(expected), "{text}");
+        }
+        assert_eq!(Template::compile(&"a".repeat(1025)), Err(TemplateError::Length));
+    }
+
+    proptest! {
+        #[test]
+        fn compiling_and_binding_never_panic(template in "[{}*=a/%+d]{0,20}", topic in "[a/%=&d2]{0,20}") {
+            if let Ok(template) = Template::compile(&template) {
+                let identity = DeviceId::new("d", None).unwrap();
+                let _ = template.bind(&identity, &topic, 4, &mut PropertyText::default());
+            }
+        }
+
+        #[test]
+        fn a_topic_built_from_a_template_gives_the_values_back(level in ".{1,10}", subject in ".{1,10}") {
+            let topic = format!("devices/d/log/{}/{}", percent::encoded(&level), percent::encoded(&subject));
+            let expected = (Match::Bound, format!("level={level} subject={subject}"));
+            prop_assert_eq!(bound("devices/{deviceId}/log/{level}/{subject}", &topic, None), Ok(expected));
+        }
+    }
 }

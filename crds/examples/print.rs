@@ -1,0 +1,5 @@
+//! Prints the CustomResourceDefinition: `cargo run -p crds --example print | kubectl apply --server-side -f -`.
+
+fn main() {
+    print!("{}", crds::yaml());
+}

@@ -1,0 +1,258 @@
+//! The least a bridge can cost: devices in, transfers on one AMQP link (or one a device) out, PUBACK on the disposition.
+//!
+//! It leaves out authentication, checks, timers, credit, loss: what it costs is what nobody can avoid.
+
+use std::{
+    collections::VecDeque,
+    io::{self, Read, Write},
+    net::TcpStream,
+    path::PathBuf,
+};
+
+use anyhow::Context;
+use fe2o3_amqp_types::{
+    definitions::{Handle, ReceiverSettleMode, Role, SenderSettleMode},
+    messaging::{Source, Target, TargetArchetype},
+    performatives::{Attach, Begin, ChannelMax, MaxFrameSize, Open},
+};
+
+use super::{
+    amqp::{self, Fields},
+    devices::{Behind, Devices},
+    mqtt,
+    poll::Poll,
+    tls,
+};
+
+const UPSTREAM: u64 = 1;
+
+/// Where to listen and what to bridge to.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// address:port for devices
+    #[arg(long)]
+    listen: String,
+    /// address:port of the sink
+    #[arg(long)]
+    upstream: String,
+    /// Attach a link for each device instead of one for all
+    #[arg(long)]
+    link_per_device: bool,
+    /// PEM chain: speak TLS to devices
+    #[arg(long, requires = "key")]
+    certificate: Option<PathBuf>,
+    /// PEM key
+    #[arg(long)]
+    key: Option<PathBuf>,
+}
+
+struct Upstream {
+    socket: TcpStream,
+    link_per_device: bool,
+    /// Link handle of device n, where each has one.
+    handles: Vec<Option<u32>>,
+    next_handle: u32,
+    next_delivery: u32,
+    /// Device and packet id of delivery `first_pending`, and so on.
+    pending: VecDeque<(usize, u16)>,
+    first_pending: u32,
+    out: Vec<u8>,
+    partial: Vec<u8>,
+}
+
+impl Behind for Upstream {
+    fn connected(&mut self, device: usize) {
+        if !self.link_per_device {
+            return;
+        }
+        if self.handles.len() <= device {
+            self.handles.resize(device + 1, None);
+        }
+        if self.handles[device].is_none() {
+            self.handles[device] = Some(self.next_handle);
+            let attach = attach(self.next_handle);
+            self.next_handle += 1;
+            amqp::frame(&mut self.out, 0, 0, &attach).expect("our own attach can be encoded");
+        }
+    }
+
+    fn publish(&mut self, device: usize, packet_id: u16, payload: &[u8], _: &mut Vec<u8>) {
+        let handle = if self.link_per_device { self.handles[device].unwrap_or(0) } else { 0 };
+        amqp::transfer(&mut self.out, handle, self.next_delivery, payload);
+        self.next_delivery = self.next_delivery.wrapping_add(1);
+        self.pending.push_back((device, packet_id));
+    }
+}
+
+/// Serves until it is ended.
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let config = match (&arguments.certificate, &arguments.key) {
+        (Some(certificate), Some(key)) => Some(tls::config(certificate, key)?),
+        _ => None,
+    };
+    let mut poll = Poll::new()?;
+    let mut upstream = Upstream::open(&arguments.upstream, arguments.link_per_device)?;
+    poll.add(&upstream.socket, UPSTREAM, true)?;
+    let mut devices = Devices::listen(&arguments.listen, config, &poll)?;
+    let mut ready = Vec::new();
+    let mut scratch = vec![0; 256 << 10];
+    loop {
+        poll.wait(&mut ready)?;
+        for &token in &ready {
+            if token == UPSTREAM {
+                upstream.read(&mut scratch, &mut devices)?;
+            } else {
+                devices.ready(token, &poll, &mut upstream);
+            }
+        }
+        upstream.flush()?;
+        devices.flush();
+    }
+}
+
+impl Upstream {
+    /// Header, OPEN, BEGIN, ATTACH; waits for the answers.
+    fn open(address: &str, link_per_device: bool) -> anyhow::Result<Self> {
+        let mut socket = TcpStream::connect(address).with_context(|| format!("no sink at {address}"))?;
+        socket.set_nodelay(true)?;
+        let mut out = amqp::AMQP_HEADER.to_vec();
+        amqp::frame(&mut out, 0, 0, &open())?;
+        amqp::frame(&mut out, 0, 0, &begin())?;
+        amqp::frame(&mut out, 0, 0, &attach(0))?;
+        amqp::write_blocking(&mut socket, &out)?;
+        let mut header = [0; 8];
+        socket.read_exact(&mut header)?;
+        anyhow::ensure!(header == amqp::AMQP_HEADER, "the sink speaks another protocol");
+        loop {
+            let (_, body) = amqp::read_blocking(&mut socket)?;
+            if amqp::code(&body) == amqp::FLOW {
+                break;
+            }
+        }
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            socket,
+            link_per_device,
+            handles: Vec::new(),
+            next_handle: 1,
+            next_delivery: 0,
+            pending: VecDeque::new(),
+            first_pending: 0,
+            out: Vec::new(),
+            partial: Vec::new(),
+        })
+    }
+
+    fn read(&mut self, scratch: &mut [u8], devices: &mut Devices) -> anyhow::Result<()> {
+        loop {
+            let read = match self.socket.read(scratch) {
+                Ok(0) => anyhow::bail!("the sink closed"),
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            if self.partial.is_empty() {
+                let taken = self.frames(&scratch[..read], devices)?;
+                self.partial.extend_from_slice(&scratch[taken..read]);
+            } else {
+                let mut whole = std::mem::take(&mut self.partial);
+                whole.extend_from_slice(&scratch[..read]);
+                let taken = self.frames(&whole, devices)?;
+                self.partial.extend_from_slice(&whole[taken..]);
+            }
+            if read < scratch.len() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn frames(&mut self, bytes: &[u8], devices: &mut Devices) -> anyhow::Result<usize> {
+        let mut taken = 0;
+        while let Some((_, body, size)) = amqp::next(&bytes[taken..])? {
+            taken += size;
+            if amqp::code(body) == amqp::DISPOSITION {
+                let mut fields = Fields::of(body)?;
+                fields.number()?;
+                let first = fields.number()?.context("first")? as u32;
+                let last = fields.number()?.map_or(first, |last| last as u32);
+                self.settled(last, devices);
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Everything up to `last`: the sink accepts in order.
+    fn settled(&mut self, last: u32, devices: &mut Devices) {
+        let count = last.wrapping_sub(self.first_pending).wrapping_add(1);
+        for _ in 0..count {
+            let Some((device, packet_id)) = self.pending.pop_front() else { return };
+            self.first_pending = self.first_pending.wrapping_add(1);
+            if packet_id != 0 {
+                devices.answer(device, &mqtt::puback(packet_id));
+            }
+        }
+    }
+
+    /// One write a turn.
+    fn flush(&mut self) -> anyhow::Result<()> {
+        while !self.out.is_empty() {
+            match self.socket.write(&self.out) {
+                Ok(written) if written == self.out.len() => self.out.clear(),
+                Ok(written) => drop(self.out.drain(..written)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn open() -> Open {
+    Open {
+        container_id: "floor".into(),
+        hostname: None,
+        max_frame_size: MaxFrameSize(1 << 20),
+        channel_max: ChannelMax(0),
+        idle_time_out: None,
+        outgoing_locales: None,
+        incoming_locales: None,
+        offered_capabilities: None,
+        desired_capabilities: None,
+        properties: None,
+    }
+}
+
+fn begin() -> Begin {
+    Begin {
+        remote_channel: None,
+        next_outgoing_id: 0,
+        incoming_window: 1 << 30,
+        outgoing_window: 1 << 30,
+        handle_max: Handle(u32::MAX),
+        offered_capabilities: None,
+        desired_capabilities: None,
+        properties: None,
+    }
+}
+
+fn attach(handle: u32) -> Attach {
+    Attach {
+        name: format!("floor-{handle}"),
+        handle: Handle(handle),
+        role: Role::Sender,
+        snd_settle_mode: SenderSettleMode::Unsettled,
+        rcv_settle_mode: ReceiverSettleMode::First,
+        source: Some(Box::new(Source::default())),
+        target: Some(Box::new(TargetArchetype::Target(Target {
+            address: Some("telemetry".into()),
+            ..Target::default()
+        }))),
+        unsettled: None,
+        incomplete_unsettled: false,
+        initial_delivery_count: Some(0),
+        max_message_size: None,
+        offered_capabilities: None,
+        desired_capabilities: None,
+        properties: None,
+    }
+}

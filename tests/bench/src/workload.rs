@@ -1,0 +1,102 @@
+//! The workloads, by the keys of the performance notes.
+
+use std::fmt;
+
+/// One workload: what the devices do, and by which transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Workload {
+    pub(crate) kind: Kind,
+    pub(crate) tls: bool,
+}
+
+/// What the devices do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// 100 clients, closed loop, this many unacknowledged each.
+    Window(usize),
+    /// 100 clients, this many messages per second in total, window 1.
+    Load(u32),
+    /// This many devices, subscribed, no traffic but PINGREQ.
+    Idle(usize),
+    /// 64 connections at a time, full handshakes.
+    Connect,
+}
+
+impl Workload {
+    /// All of them, in the order of the table.
+    pub(crate) fn all() -> Vec<Self> {
+        let kinds =
+            [Kind::Window(1), Kind::Window(8), Kind::Load(1000), Kind::Idle(1_000), Kind::Idle(10_000), Kind::Connect];
+        kinds.into_iter().flat_map(|kind| [Self { kind, tls: false }, Self { kind, tls: true }]).collect()
+    }
+
+    /// Those whose key is one of `names` (with or without `-tls`); an unknown name is an error that lists the known.
+    pub(crate) fn named(names: &[String]) -> anyhow::Result<Vec<Self>> {
+        let all = Self::all();
+        if names.is_empty() {
+            return Ok(all);
+        }
+        let mut chosen = Vec::new();
+        for name in names {
+            let found: Vec<_> = all
+                .iter()
+                .filter(|each| {
+                    each.to_string().eq_ignore_ascii_case(name) || each.kind.to_string().eq_ignore_ascii_case(name)
+                })
+                .collect();
+            if found.is_empty() {
+                let known = all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+                anyhow::bail!("no workload is named {name}; there are: {known}");
+            }
+            chosen.extend(found);
+        }
+        Ok(chosen)
+    }
+
+    /// Devices in it.
+    pub(crate) fn devices(self) -> usize {
+        match self.kind {
+            Kind::Window(_) | Kind::Load(_) => 100,
+            Kind::Idle(devices) => devices,
+            Kind::Connect => 64,
+        }
+    }
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.kind, if self.tls { "-tls" } else { "" })
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Window(window) => write!(f, "W{window}"),
+            Self::Load(per_second) if per_second % 1000 == 0 => write!(f, "L{}k", per_second / 1000),
+            Self::Load(per_second) => write!(f, "L{per_second}"),
+            Self::Idle(devices) => write!(f, "IDLE-{devices}"),
+            Self::Connect => write!(f, "CONNECT"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_names_both_transports_or_one() {
+        let named = |name: &str| {
+            Workload::named(&[name.to_owned()]).unwrap().iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(named("w8"), ["W8", "W8-tls"]);
+        assert_eq!(named("L1k-tls"), ["L1k-tls"]);
+    }
+
+    #[test]
+    fn an_unknown_key_is_answered_with_the_known() {
+        let error = Workload::named(&["W9".to_owned()]).unwrap_err().to_string();
+        assert!(error.contains("IDLE-10000-tls"), "{error}");
+    }
+}

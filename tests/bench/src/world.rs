@@ -1,0 +1,229 @@
+//! The servers of one workload as processes: gateway, floors, null servers, peers, each with what stands behind it.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+
+/// Key of the enrolment group that every device of the bench belongs to: 64 bytes, base64. It protects nothing.
+pub(crate) const GROUP_KEY: &str =
+    "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4vMDEyMzQ1Njc4OTo7PD0+Pw==";
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Gateway,
+    Floor,
+    FloorLinkPerDevice,
+    Null,
+    Mosquitto,
+}
+
+impl Kind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Floor => "floor",
+            Self::FloorLinkPerDevice => "floor, link per device",
+            Self::Null => "null",
+            Self::Mosquitto => "mosquitto",
+        }
+    }
+}
+
+/// Where programs and files are.
+pub(crate) struct Place {
+    pub(crate) gateway: PathBuf,
+    pub(crate) device: PathBuf,
+    pub(crate) bench: PathBuf,
+    pub(crate) directory: PathBuf,
+}
+
+/// A server, and the sink behind it where it has one.
+pub(crate) struct Server {
+    pub(crate) kind: Kind,
+    pub(crate) address: SocketAddr,
+    process: Process,
+    sink: Option<Sink>,
+}
+
+struct Sink {
+    control: SocketAddr,
+    _process: Process,
+}
+
+impl Place {
+    /// Certificate authority and leaf for `localhost`, ECDSA P-256, made once a run.
+    pub(crate) fn make_certificates(&self) -> anyhow::Result<()> {
+        let directory = self.tls();
+        fs::create_dir_all(&directory)?;
+        fs::create_dir_all(self.directory.join("secrets/group"))?;
+        let mut authority = rcgen::CertificateParams::new(Vec::new())?;
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate()?;
+        let issuer = rcgen::CertifiedIssuer::self_signed(authority, key)?;
+        let leaf_key = rcgen::KeyPair::generate()?;
+        let leaf = rcgen::CertificateParams::new(vec!["localhost".into()])?.signed_by(&leaf_key, &issuer)?;
+        fs::write(directory.join("ca.pem"), issuer.pem())?;
+        fs::write(directory.join("tls.crt"), leaf.pem())?;
+        fs::write(directory.join("tls.key"), leaf_key.serialize_pem())?;
+        fs::write(self.directory.join("secrets/group/primary"), GROUP_KEY)?;
+        Ok(())
+    }
+
+    pub(crate) fn tls(&self) -> PathBuf {
+        self.directory.join("secrets/tls")
+    }
+
+    /// Starts a server of `kind` and waits until it listens.
+    pub(crate) fn start(&self, kind: Kind, tls: bool) -> anyhow::Result<Server> {
+        let address = free_address()?;
+        let sink = match kind {
+            Kind::Gateway | Kind::Floor | Kind::FloorLinkPerDevice => Some(self.start_sink()?),
+            Kind::Null | Kind::Mosquitto => None,
+        };
+        let upstream = sink.as_ref().map(|(address, _)| *address);
+        let mut command = match kind {
+            Kind::Gateway => self.gateway(address, upstream.context("the gateway has a sink")?, tls)?,
+            Kind::Mosquitto => self.mosquitto(address, tls)?,
+            _ => self.own(kind, address, upstream, tls),
+        };
+        let process = Process::start(&mut command, &self.directory.join(format!("{}.log", kind.name())))?;
+        let mut server = Server { kind, address, process, sink: sink.map(|(_, sink)| sink) };
+        server.process.wait_for(address)?;
+        Ok(server)
+    }
+
+    fn start_sink(&self) -> anyhow::Result<(SocketAddr, Sink)> {
+        let (listen, control) = (free_address()?, free_address()?);
+        let mut command = Command::new(&self.bench);
+        command.args(["sink", "--listen", &listen.to_string(), "--control", &control.to_string()]);
+        let mut process = Process::start(&mut command, &self.directory.join("sink.log"))?;
+        process.wait_for(control)?;
+        Ok((listen, Sink { control, _process: process }))
+    }
+
+    fn own(&self, kind: Kind, address: SocketAddr, upstream: Option<SocketAddr>, tls: bool) -> Command {
+        let mut command = Command::new(&self.bench);
+        command.arg(if kind == Kind::Null { "null" } else { "floor" });
+        command.args(["--listen", &address.to_string()]);
+        if let Some(upstream) = upstream {
+            command.args(["--upstream", &upstream.to_string()]);
+        }
+        if kind == Kind::FloorLinkPerDevice {
+            command.arg("--link-per-device");
+        }
+        if tls {
+            command.arg("--certificate").arg(self.tls().join("tls.crt")).arg("--key").arg(self.tls().join("tls.key"));
+        }
+        command
+    }
+
+    /// The gateway on one core, as the floors are, with no limit that a workload could reach.
+    fn gateway(&self, address: SocketAddr, upstream: SocketAddr, tls: bool) -> anyhow::Result<Command> {
+        let protocol = if tls { "MQTT" } else { "MQTTPlain" };
+        let text = format!(
+            "listeners:\n\
+             - {{name: bench, protocol: {protocol}, address: {}, port: {}}}\n\
+             tls: {{secretName: tls}}\n\
+             authentication: {{sas: {{verify: Local, enrollmentGroups: [{{name: bench, secretName: group}}]}}}}\n\
+             upstream: {{amqp: {{url: \"amqp://{upstream}\", telemetryAddress: \"telemetry/{{deviceId}}\"}}}}\n\
+             limits: {{connectionsMax: 19000, connectsPerSecond: 100000}}\n\
+             admin: {{port: {}}}\n",
+            address.ip(),
+            address.port(),
+            free_address()?.port(),
+        );
+        let config = self.directory.join("gateway.yaml");
+        fs::write(&config, text)?;
+        let mut command = Command::new(&self.gateway);
+        command.arg("--config").arg(config).arg("--secrets").arg(self.directory.join("secrets")).args(["--cores", "1"]);
+        Ok(command)
+    }
+
+    fn mosquitto(&self, address: SocketAddr, tls: bool) -> anyhow::Result<Command> {
+        let mut text = format!(
+            "listener {} {}\nallow_anonymous true\npersistence false\nmax_inflight_messages 0\nmax_queued_messages 0\nset_tcp_nodelay true\n",
+            address.port(),
+            address.ip(),
+        );
+        if tls {
+            let file = |name: &str| self.tls().join(name).display().to_string();
+            text = format!("{text}certfile {}\nkeyfile {}\n", file("tls.crt"), file("tls.key"));
+        }
+        let config = self.directory.join("mosquitto.conf");
+        fs::write(&config, text)?;
+        let mut command = Command::new("mosquitto");
+        command.arg("-c").arg(config);
+        Ok(command)
+    }
+}
+
+impl Server {
+    pub(crate) fn id(&self) -> u32 {
+        self.process.child.id()
+    }
+
+    /// Messages that the sink accepted so far; `None` without a sink.
+    pub(crate) fn accepted(&self) -> anyhow::Result<Option<u64>> {
+        let Some(sink) = &self.sink else { return Ok(None) };
+        let mut text = String::new();
+        TcpStream::connect(sink.control)?.read_to_string(&mut text)?;
+        Ok(Some(text.trim().parse().context("the sink's count")?))
+    }
+}
+
+struct Process {
+    name: String,
+    log: PathBuf,
+    child: Child,
+}
+
+impl Process {
+    fn start(command: &mut Command, log: &Path) -> anyhow::Result<Self> {
+        let file = fs::File::create(log)?;
+        let name = command.get_program().to_string_lossy().into_owned();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("cannot start {name}"))?;
+        Ok(Self { name, log: log.to_path_buf(), child })
+    }
+
+    /// Waits until `address` accepts connections.
+    fn wait_for(&mut self, address: SocketAddr) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{} ended with {status}; its log: {}", self.name, self.log.display());
+            }
+            if begun.elapsed() > Duration::from_secs(20) {
+                bail!("{} does not listen on {address}; its log: {}", self.name, self.log.display());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // it may have ended already
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::io::stdout().flush();
+    }
+}
+
+/// A loopback address with a port that was free a moment ago.
+fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}

@@ -1,0 +1,170 @@
+//! What became of every message, by the hub's ledger: the devices' word against the hub's.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    io::{Read, Write},
+    net::TcpStream,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use rustls::{ClientConnection, StreamOwned, pki_types::ServerName};
+use serde::Deserialize;
+
+use super::world::Description;
+
+/// Run id in the message ids of `cargo xtask local`: `<run>-<sequence>`.
+pub(super) const RUN: &str = "local";
+
+/// What the devices report at the end.
+#[derive(Deserialize)]
+pub(super) struct Report {
+    pub(super) devices: Vec<Sequences>,
+}
+
+/// What one device sent.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Sequences {
+    device_id: String,
+    sent: u64,
+    acknowledged: Vec<(u64, u64)>,
+}
+
+/// The last line.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Verdict {
+    sent: u64,
+    acknowledged: u64,
+    stored: u64,
+    pub(super) lost: u64,
+    duplicated: u64,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sent, acknowledged, stored, lost, duplicated } = self;
+        write!(f, "sent {sent} · acknowledged {acknowledged} · stored {stored} · lost {lost} · duplicated {duplicated}")
+    }
+}
+
+/// One row of the ledger's counts.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Counts {
+    device_id: String,
+    sequences: Vec<Numbers>,
+}
+
+/// Message ids `<prefix><number>` that the hub accepted.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Numbers {
+    prefix: String,
+    /// Ascending inclusive ranges.
+    ranges: Vec<(u64, u64)>,
+    duplicates: u64,
+    forgotten_gaps: u64,
+}
+
+/// Asks the ledger what it has of the devices of the report.
+pub(super) fn judge(description: &Description, report: &Report) -> anyhow::Result<Verdict> {
+    let rows: Vec<Counts> = serde_json::from_slice(&get(description, "/ledger/devices")?)?;
+    let prefix = format!("{RUN}-");
+    let numbers = |row: Counts| Some((row.device_id, row.sequences.into_iter().find(|each| each.prefix == prefix)?));
+    let stored: HashMap<String, Numbers> = rows.into_iter().filter_map(numbers).collect();
+    let mut verdict = Verdict::default();
+    let nothing = Numbers::default();
+    for device in &report.devices {
+        let stored = stored.get(&device.device_id).unwrap_or(&nothing);
+        if stored.forgotten_gaps > 0 {
+            bail!("the ledger forgot {} gaps of {}: nothing can be said", stored.forgotten_gaps, device.device_id);
+        }
+        verdict.add(device, stored);
+    }
+    Ok(verdict)
+}
+
+impl Verdict {
+    fn add(&mut self, device: &Sequences, stored: &Numbers) {
+        let count = |ranges: &[(u64, u64)]| ranges.iter().map(|(first, last)| last - first + 1).sum::<u64>();
+        let acknowledged = count(&device.acknowledged);
+        let found: u64 = device.acknowledged.iter().map(|&range| common(range, &stored.ranges)).sum();
+        self.sent += device.sent;
+        self.acknowledged += acknowledged;
+        self.stored += count(&stored.ranges);
+        self.lost += acknowledged - found;
+        self.duplicated += stored.duplicates;
+    }
+}
+
+/// How many numbers of `range` lie in `ranges`.
+fn common((first, last): (u64, u64), ranges: &[(u64, u64)]) -> u64 {
+    let overlap = |&(from, to): &(u64, u64)| (to.min(last) + 1).saturating_sub(from.max(first));
+    ranges.iter().map(overlap).sum()
+}
+
+/// One GET of the hub's HTTP interface; anything but 200 is an error.
+pub(super) fn get(description: &Description, path: &str) -> anyhow::Result<Vec<u8>> {
+    let address = description.hub.https.strip_prefix("https://").context("the hub's address is not https")?;
+    let config = device::tls::client(&std::fs::read(&description.ca_file)?, false, false, None)?;
+    let socket = TcpStream::connect(address).with_context(|| format!("no hub at {address}"))?;
+    socket.set_read_timeout(Some(Duration::from_mins(1)))?;
+    let name = ServerName::try_from(description.hub.host_name.clone())?;
+    let mut stream = StreamOwned::new(ClientConnection::new(Arc::clone(&config), name)?, socket);
+    write!(
+        stream,
+        "GET {path} HTTP/1.0\r\nHost: {}\r\nAuthorization: {}\r\nConnection: close\r\n\r\n",
+        description.hub.host_name, description.service.sas_token
+    )?;
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        // a server may close without close_notify; the length is checked by whoever parses
+        Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => return Err(error.into()),
+        _ => {}
+    }
+    let end =
+        answer.windows(4).position(|four| four == b"\r\n\r\n").context("the hub's answer has no end of headers")?;
+    let head = String::from_utf8_lossy(&answer[..end]).into_owned();
+    if head.split_whitespace().nth(1) != Some("200") {
+        bail!("{path}: {}", head.lines().next().unwrap_or_default());
+    }
+    Ok(answer.split_off(end + 4))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(acknowledged: &[(u64, u64)], ranges: &[(u64, u64)], duplicates: u64) -> Verdict {
+        let device = Sequences { device_id: "d".into(), sent: 10, acknowledged: acknowledged.to_vec() };
+        let stored = Numbers { ranges: ranges.to_vec(), duplicates, ..Numbers::default() };
+        let mut verdict = Verdict::default();
+        verdict.add(&device, &stored);
+        verdict
+    }
+
+    #[test]
+    fn an_acknowledged_message_that_is_not_stored_is_lost() {
+        assert_eq!(verdict(&[(0, 2)], &[(0, 0), (2, 2)], 0).lost, 1);
+        assert_eq!(verdict(&[(5, 9)], &[], 0).lost, 5);
+    }
+
+    #[test]
+    fn a_stored_message_that_was_not_acknowledged_is_not_lost() {
+        let found = verdict(&[(0, 0)], &[(0, 1)], 0);
+        assert_eq!((found.lost, found.stored, found.acknowledged), (0, 2, 1));
+    }
+
+    #[test]
+    fn acknowledged_ranges_may_lie_across_those_of_the_ledger() {
+        assert_eq!(verdict(&[(0, 4), (6, 9)], &[(0, 2), (4, 7), (9, 12)], 0).lost, 2);
+    }
+
+    #[test]
+    fn the_second_copy_is_a_duplicate() {
+        assert_eq!(verdict(&[(0, 0)], &[(0, 0)], 2).duplicated, 2);
+    }
+}

@@ -1,0 +1,145 @@
+//! The live line while devices run, and the end by time or signal.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, IsTerminal},
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+
+use super::{
+    judge::{self, RUN, Report},
+    world::Description,
+};
+use crate::process::Background;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Line {
+    phase: String,
+    connected: usize,
+    sent: u64,
+    acknowledged: u64,
+    p50_us: f64,
+    p99_us: f64,
+}
+
+/// Set by SIGINT and SIGTERM.
+pub(super) fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // the second one ends this process at once
+        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&flag))?;
+        signal_hook::flag::register(signal, Arc::clone(&flag))?;
+    }
+    Ok(flag)
+}
+
+/// Waits for the signal, the time or the early end of a program.
+pub(super) fn until_stopped(
+    stop: &AtomicBool,
+    seconds: Option<u64>,
+    programs: &mut [&mut Background],
+) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    while !stop.load(Relaxed) && seconds.is_none_or(|seconds| begun.elapsed() < Duration::from_secs(seconds)) {
+        for program in &mut *programs {
+            program.still_runs()?;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// Runs the devices, with a line each second, until the time or the signal; returns what they report.
+pub(super) fn devices(
+    program: &Path,
+    json: &Path,
+    description: &Description,
+    devices: u32,
+    rate: f64,
+    seconds: Option<u64>,
+    stop: &AtomicBool,
+) -> anyhow::Result<Report> {
+    /// Ten years: until it is stopped.
+    const FOR_EVER: u64 = 10 * 365 * 24 * 3600;
+    let directory = json.parent().context("local.json stands in a directory")?;
+    let (report, stop_file) = (directory.join("devices.json"), directory.join("stop"));
+    for stale in [&report, &stop_file] {
+        if stale.exists() {
+            fs::remove_file(stale)?;
+        }
+    }
+    let mut command = Command::new(program);
+    command.args(["load", "--json", "--reconnect", "--run", RUN, "--window", "16"]).arg("--world").arg(json);
+    command.args(["--devices", &devices.to_string(), "--rate", &rate.to_string()]);
+    command.args(["--for", &seconds.unwrap_or(FOR_EVER).to_string()]);
+    command.arg("--report").arg(&report).arg("--stop-file").arg(&stop_file);
+    // not in our process group: Ctrl-C is for us, and the devices finish in order
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+    let mut child = command.spawn().context("cannot start the devices")?;
+    let lines = BufReader::new(child.stdout.take().context("stdout is a pipe")?).lines();
+    let mut sum = Sum::default();
+    for line in lines {
+        sum.tell(&serde_json::from_str(&line?)?, description)?;
+        if stop.load(Relaxed) {
+            fs::write(&stop_file, "")?;
+        }
+    }
+    eprintln!();
+    if !child.wait()?.success() {
+        bail!("the devices failed");
+    }
+    Ok(serde_json::from_slice(&fs::read(&report)?)?)
+}
+
+#[derive(Default)]
+struct Sum {
+    sent: u64,
+    acknowledged: u64,
+}
+
+#[derive(Deserialize)]
+struct Summary {
+    telemetry: Telemetry,
+}
+
+#[derive(Deserialize)]
+struct Telemetry {
+    accepted: u64,
+}
+
+impl Sum {
+    fn tell(&mut self, line: &Line, description: &Description) -> anyhow::Result<()> {
+        if line.phase == "total" {
+            return Ok(());
+        }
+        self.sent += line.sent;
+        self.acknowledged += line.acknowledged;
+        let summary: Summary = serde_json::from_slice(&judge::get(description, "/ledger/summary")?)?;
+        let text = format!(
+            "connected {}  sent {}  acknowledged {}  stored {}  p50 {:.2} ms  p99 {:.2} ms",
+            line.connected,
+            self.sent,
+            self.acknowledged,
+            summary.telemetry.accepted,
+            line.p50_us / 1e3,
+            line.p99_us / 1e3,
+        );
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K  {text}");
+        } else {
+            eprintln!("  {text}");
+        }
+        Ok(())
+    }
+}
