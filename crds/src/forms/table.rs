@@ -62,7 +62,7 @@ const fn amqp_address(path: &'static str) -> Field {
         path,
         (1, 1024),
         "self.contains('{deviceId}') && !self.replace('{deviceId}', '').matches('[{}]')",
-        "write an address such as telemetry/{deviceId}: it must hold {deviceId}, the only variable",
+        "write an address such as telemetry/{deviceId}; {deviceId} is the only variable, and tells who sent",
     )
 }
 

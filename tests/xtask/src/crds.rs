@@ -1,13 +1,13 @@
-//! `cargo xtask crds`: writes the CustomResourceDefinitions that the types of `crds` make.
+//! `cargo xtask crds`: hands over to the program of `crds`, so that nothing else needs to build the Kubernetes types.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::Context;
+use crate::process;
 
 /// Where they are committed, from the workspace's root; a test of `crds` compares.
 const PATH: &str = "crds/protocolgateway.yaml";
 
-/// Where to write.
+/// Write, or compare.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Compare only: fail if the committed file is stale
@@ -17,22 +17,10 @@ pub(crate) struct Arguments {
 
 /// Writes, or compares.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let made = made()?;
-    let committed = std::fs::read(PATH).unwrap_or_default();
-    if committed == made {
-        println!("{PATH} is up to date");
-        return Ok(());
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["run", "--quiet", "--locked", "--package", "crds", "--", PATH]);
+    if arguments.check {
+        command.arg("--check");
     }
-    anyhow::ensure!(!arguments.check, "{PATH} is stale: run `cargo xtask crds`");
-    std::fs::write(PATH, made).with_context(|| format!("write {PATH}"))?;
-    println!("{PATH} written");
-    Ok(())
-}
-
-/// Asks the crate itself: so the other commands need not be built with all of Kubernetes' types.
-fn made() -> anyhow::Result<Vec<u8>> {
-    let arguments = ["run", "--quiet", "--package", "crds", "--example", "print"];
-    let output = Command::new("cargo").args(arguments).stderr(Stdio::inherit()).output().context("run cargo")?;
-    anyhow::ensure!(output.status.success(), "cargo {}: {}", arguments.join(" "), output.status);
-    Ok(output.stdout)
+    process::run(&mut command)
 }

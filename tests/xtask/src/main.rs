@@ -31,7 +31,7 @@ enum Command {
     Local(local::Arguments),
     /// Measure the workloads beside the least that the same work can cost.
     Bench(bench::Arguments),
-    /// Write the CustomResourceDefinitions from their types.
+    /// Write crds/protocolgateway.yaml from the types of `crds`.
     Crds(crds::Arguments),
     /// Run the tests of the levels named, or of all of them.
     Test(test::Arguments),
