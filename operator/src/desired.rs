@@ -1,0 +1,183 @@
+//! What there should be: (ProtocolGateway, what was observed) → objects and certificates, or why there can be none.
+//!
+//! A function: no client, no clock. A reference that is wrong degrades what depends on it: the configuration in force stays
+//! in force, and the rest of the fleet's objects follow the spec.
+
+mod config;
+mod network;
+mod scaling;
+pub mod tls;
+mod workload;
+
+use std::collections::BTreeSet;
+
+use crds::ProtocolGateway;
+use gateway_core::{
+    config::{ConfigError, GatewayConfig},
+    settings::Settings,
+};
+use kube::{ResourceExt, core::DynamicObject};
+use serde::{Deserialize, Serialize};
+
+use crate::observe::Observed;
+
+/// What the operator itself was installed with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Installation {
+    /// Image of the gateway where the spec names none.
+    pub gateway_image: String,
+}
+
+/// What there should be.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Desired {
+    /// Objects to apply, owner first used first.
+    pub objects: Vec<DynamicObject>,
+    /// Steps to take with certificates; each is one write of one Secret.
+    pub certificates: Vec<tls::Step>,
+    /// Secrets of the operator's that are needed; others of its own go.
+    pub secrets: BTreeSet<String>,
+    /// What keeps the fleet from being what the spec says.
+    pub problems: Vec<Problem>,
+    /// What the Deployment is told, if there is to be one.
+    pub replicas: Option<i32>,
+    /// Objects as `Kind name` that are left as they are, not pruned, although they are not among `objects`.
+    pub kept: BTreeSet<String>,
+}
+
+/// Why there can be nothing: everything stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct Invalid(pub Vec<ConfigError>);
+
+/// Something that keeps the fleet from being what the spec says.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// For the condition: one word in CamelCase.
+    pub reason: &'static str,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+/// What every part of the decision is made from.
+pub(crate) struct Context<'a> {
+    gateway: &'a ProtocolGateway,
+    observed: &'a Observed,
+    installation: &'a Installation,
+    name: String,
+    namespace: String,
+}
+
+/// A configuration that passed its check.
+pub(crate) struct Checked {
+    config: GatewayConfig,
+    settings: Settings,
+}
+
+/// Decides.
+///
+/// # Errors
+/// What the gateway would refuse in the spec and its schema let pass, where no configuration is in force.
+pub fn desired(
+    gateway: &ProtocolGateway,
+    observed: &Observed,
+    installation: &Installation,
+) -> Result<Desired, Invalid> {
+    let name = gateway.name_any();
+    let namespace = gateway.namespace().unwrap_or_default();
+    let context = Context { gateway, observed, installation, name, namespace };
+    let choice = choose(&context)?;
+    let mut problems = choice.problems;
+    let configured = choice.in_force.as_ref().or(choice.wanted.as_ref());
+    let mut objects = vec![network::service_account(&context)];
+    if let Some(checked) = &choice.in_force {
+        objects.push(config::config_map(&context, checked));
+        objects.push(workload::deployment(&context, checked));
+    }
+    objects.extend(configured.into_iter().flat_map(|checked| network::objects(&context, checked)));
+    objects.extend(scaling::objects(&context));
+    objects.extend(tls::objects(&context));
+    let certificates = tls::certificates(&context, choice.in_force.as_ref());
+    let (objects, taken) = leave_foreign(objects, observed, certificates.taken);
+    problems.extend(taken.iter().map(|title| name_taken(title)));
+    problems.extend(observed.refused.iter().map(|refusal| Problem {
+        reason: "Refused",
+        message: format!("{} was not taken: {}", refusal.object, refusal.message),
+    }));
+    let workload = ["ConfigMap", "Deployment"].map(|kind| format!("{kind} {}", context.name));
+    let applied: BTreeSet<String> = objects.iter().map(title).collect();
+    let kept =
+        workload.into_iter().filter(|title| !applied.contains(title) && !observed.foreign.contains(title)).collect();
+    let replicas = applied.contains(&format!("Deployment {}", context.name)).then(|| scaling::replicas(&context));
+    Ok(Desired { objects, certificates: certificates.steps, secrets: certificates.secrets, problems, replicas, kept })
+}
+
+/// Which configuration pods run by.
+struct Choice {
+    /// The spec's, if a gateway would take it.
+    wanted: Option<Checked>,
+    /// The one to apply: the spec's, or the last good one; none if neither will do.
+    in_force: Option<Checked>,
+    problems: Vec<Problem>,
+}
+
+fn choose(context: &Context<'_>) -> Result<Choice, Invalid> {
+    let last_good = config::in_force(context.observed);
+    let wanted = match (config::wanted(context), last_good.is_some()) {
+        (Ok(wanted), _) => wanted,
+        (Err(invalid), false) => return Err(invalid),
+        (Err(invalid), true) => {
+            let message = format!("{invalid}\nthe last good configuration stays in force");
+            let problems = vec![Problem { reason: "InvalidSpec", message }];
+            return Ok(Choice { wanted: None, in_force: last_good, problems });
+        }
+    };
+    let mut problems = config::references(context, &wanted);
+    problems.extend(tls::problem(context));
+    Ok(if problems.is_empty() {
+        Choice { wanted: None, in_force: Some(wanted), problems }
+    } else {
+        Choice { wanted: Some(wanted), in_force: last_good, problems }
+    })
+}
+
+/// An object of somebody else's is not taken over, whatever its name; pods do not run with what is somebody else's.
+fn leave_foreign(
+    objects: Vec<DynamicObject>,
+    observed: &Observed,
+    secrets: Vec<String>,
+) -> (Vec<DynamicObject>, Vec<String>) {
+    let (foreign, mut ours): (Vec<_>, Vec<_>) =
+        objects.into_iter().partition(|object| observed.foreign.contains(&title(object)));
+    let taken: Vec<String> = foreign.iter().map(title).chain(secrets).collect();
+    let mounted = ["ConfigMap ", "ServiceAccount ", "Secret "];
+    if taken.iter().any(|title| mounted.iter().any(|kind| title.starts_with(kind))) {
+        ours.retain(|object| !title(object).starts_with("Deployment "));
+    }
+    (ours, taken)
+}
+
+fn name_taken(title: &str) -> Problem {
+    let message = format!("{title} belongs to somebody else: rename or delete it, or rename this ProtocolGateway");
+    Problem { reason: "NameTaken", message }
+}
+
+/// `Kind name` of an object.
+pub fn title(object: &DynamicObject) -> String {
+    let kind = object.types.as_ref().map_or("", |types| types.kind.as_str());
+    format!("{kind} {}", object.name_any())
+}
+
+/// How many there are, as Kubernetes counts.
+pub(crate) fn count<T>(list: impl Iterator<Item = T>) -> i32 {
+    i32::try_from(list.count()).unwrap_or(i32::MAX)
+}
+
+/// A typed object as the one type that applying knows.
+pub(crate) fn object<K: Serialize>(typed: &K) -> DynamicObject {
+    let value = serde_json::to_value(typed).expect("an object of Kubernetes is JSON");
+    serde_json::from_value(value).expect("it has a kind and metadata")
+}

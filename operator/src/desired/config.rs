@@ -1,0 +1,66 @@
+//! The gateway's configuration: the spec's gateway half, verbatim, in a ConfigMap.
+
+use aws_lc_rs::digest;
+use gateway_core::config::{Admin, AdminTls, GatewayConfig};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::core::DynamicObject;
+
+use super::{Checked, Context, Invalid, Problem, object};
+use crate::{names, observe::Observed, secrets};
+
+/// Key of the ConfigMap, and name of the file.
+pub(super) const FILE: &str = "gateway.yaml";
+
+/// The configuration that the spec asks for.
+pub(super) fn wanted(context: &Context<'_>) -> Result<Checked, Invalid> {
+    let spec = &context.gateway.spec;
+    let control = names::control(&context.name);
+    let admin = Admin {
+        address: Some("0.0.0.0".to_owned()),
+        port: spec.admin.port,
+        tls: Some(AdminTls { secret_name: control.clone(), client_ca_secret_name: control }),
+    };
+    let config = spec.gateway_config(Some(serving_secret(context)), admin);
+    let settings = config.check().map_err(Invalid)?;
+    Ok(Checked { config, settings })
+}
+
+/// The Secret with the listeners' certificate: the user's, or the one that we or cert-manager fill.
+pub(super) fn serving_secret(context: &Context<'_>) -> String {
+    context.gateway.spec.tls.secret_name.clone().unwrap_or_else(|| names::serving(&context.name))
+}
+
+/// The configuration that pods run by now, if it can be read.
+pub(super) fn in_force(observed: &Observed) -> Option<Checked> {
+    let config = GatewayConfig::parse(observed.config_in_force.as_deref()?).ok()?;
+    let settings = config.check().ok()?;
+    Some(Checked { config, settings })
+}
+
+/// What is wrong with the Secrets that users make.
+pub(super) fn references(context: &Context<'_>, wanted: &Checked) -> Vec<Problem> {
+    let tls = &context.gateway.spec.tls;
+    let serving = tls.secret_name.is_none().then(|| names::serving(&context.name));
+    let ours: Vec<String> = serving.into_iter().chain([names::control(&context.name)]).collect();
+    let referenced = secrets::referenced(&wanted.config);
+    let theirs = referenced.into_iter().filter(|reference| !ours.contains(&reference.secret_name));
+    theirs.filter_map(|reference| secrets::judge(&reference, context.observed).err()).collect()
+}
+
+pub(super) fn config_map(context: &Context<'_>, checked: &Checked) -> DynamicObject {
+    object(&ConfigMap {
+        metadata: names::owned(context.gateway, &context.name),
+        data: Some([(FILE.to_owned(), text(checked))].into()),
+        ..ConfigMap::default()
+    })
+}
+
+fn text(checked: &Checked) -> String {
+    serde_yaml::to_string(&checked.config).expect("a configuration is YAML")
+}
+
+/// Hash of what a pod reads at its start alone: all of the configuration. What is in Secrets is read again when it changes.
+pub(super) fn started_with(checked: &Checked) -> String {
+    let hash = digest::digest(&digest::SHA256, text(checked).as_bytes());
+    secrets::hex(&hash.as_ref()[..8])
+}

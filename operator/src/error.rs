@@ -1,0 +1,131 @@
+//! What can go wrong in a reconcile, by what helps: waiting, asking the user, or starting anew.
+
+use std::{fmt, time::Duration};
+
+/// The step that failed; a label of `operator_reconcile_errors_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Looking.
+    Observe,
+    /// Writing.
+    Apply,
+    /// Writing `/status`.
+    Status,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Observe => "observe",
+            Self::Apply => "apply",
+            Self::Status => "status",
+        })
+    }
+}
+
+/// What kind of failure it is: decides when to try again, and who must act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Somebody else wrote first: look again at once.
+    Conflict,
+    /// The API server does not answer, or says it is busy: wait, longer each time.
+    Unavailable,
+    /// We may not: the operator's RBAC must change.
+    Forbidden,
+    /// What we wrote is not taken: the spec, or the cluster, must change.
+    Refused,
+    /// The namespace or an API is going away: there is nothing to do.
+    Gone,
+}
+
+/// A reconcile that did not come to its end.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{step} {object}: {message}")]
+pub struct ReconcileError {
+    /// Where.
+    pub step: Step,
+    /// What kind.
+    pub kind: Kind,
+    /// `Kind name` of the object it was about.
+    pub object: String,
+    /// What the API server said.
+    pub message: String,
+}
+
+/// First wait after a failure.
+const BACKOFF_MIN: Duration = Duration::from_secs(1);
+/// Longest wait after failures that pass by themselves.
+const BACKOFF_MAX: Duration = Duration::from_mins(2);
+/// Wait for somebody to change something that we do not watch.
+const PATIENCE: Duration = Duration::from_mins(5);
+
+impl Kind {
+    /// From the code, reason and message of an answer of the API server.
+    pub fn of_answer(code: u16, reason: &str, message: &str) -> Self {
+        match (code, reason) {
+            (403, _) if message.contains("is being terminated") => Self::Gone,
+            (409, reason) if reason != "AlreadyExists" => Self::Conflict,
+            (401 | 403, _) => Self::Forbidden,
+            (404 | 410, _) => Self::Gone,
+            (400 | 405 | 409 | 413 | 415 | 422, _) => Self::Refused,
+            _ => Self::Unavailable,
+        }
+    }
+
+    /// How long to wait before the next try, after so many failures in a row; `chance` from 0 to 1 spreads those of many.
+    pub fn retry_after(self, failures: u32, chance: f64) -> Option<Duration> {
+        match self {
+            Self::Conflict if failures <= 3 => Some(Duration::from_millis(100).mul_f64(1.0 + chance)),
+            Self::Conflict | Self::Unavailable => Some(backoff(failures, chance)),
+            Self::Forbidden | Self::Refused => Some(PATIENCE.mul_f64(0.8 + 0.4 * chance)),
+            Self::Gone => None,
+        }
+    }
+}
+
+/// Doubles from [`BACKOFF_MIN`] to [`BACKOFF_MAX`], half of it by chance.
+fn backoff(failures: u32, chance: f64) -> Duration {
+    let doubled = BACKOFF_MIN.saturating_mul(2u32.saturating_pow(failures.saturating_sub(1).min(16)));
+    doubled.min(BACKOFF_MAX).mul_f64(0.5 + 0.5 * chance)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_told_apart_by_what_helps() {
+        for (code, reason, kind) in [
+            (409, "Conflict", Kind::Conflict),
+            (409, "AlreadyExists", Kind::Refused),
+            (403, "Forbidden", Kind::Forbidden),
+            (401, "Unauthorized", Kind::Forbidden),
+            (404, "NotFound", Kind::Gone),
+            (410, "Expired", Kind::Gone),
+            (422, "Invalid", Kind::Refused),
+            (400, "BadRequest", Kind::Refused),
+            (429, "TooManyRequests", Kind::Unavailable),
+            (500, "InternalError", Kind::Unavailable),
+            (503, "ServiceUnavailable", Kind::Unavailable),
+        ] {
+            assert_eq!(Kind::of_answer(code, reason, ""), kind, "{code} {reason}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_that_ends_is_no_lack_of_rights() {
+        let message = "unable to create new content in namespace a because it is being terminated";
+        assert_eq!(Kind::of_answer(403, "Forbidden", message), Kind::Gone);
+    }
+
+    #[test]
+    fn waits_grow_to_their_bound_and_conflicts_are_quick() {
+        assert_eq!(Kind::Unavailable.retry_after(1, 1.0), Some(Duration::from_secs(1)));
+        assert_eq!(Kind::Unavailable.retry_after(4, 1.0), Some(Duration::from_secs(8)));
+        assert_eq!(Kind::Unavailable.retry_after(4, 0.0), Some(Duration::from_secs(4)));
+        assert_eq!(Kind::Unavailable.retry_after(u32::MAX, 1.0), Some(BACKOFF_MAX));
+        assert_eq!(Kind::Conflict.retry_after(1, 0.0), Some(Duration::from_millis(100)));
+        assert_eq!(Kind::Conflict.retry_after(4, 1.0), Some(Duration::from_secs(8)));
+        assert_eq!(Kind::Gone.retry_after(1, 0.5), None);
+    }
+}

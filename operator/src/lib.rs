@@ -1,0 +1,12 @@
+//! The operator: makes what a `ProtocolGateway` asks for, and keeps it so.
+//!
+//! A reconcile is four steps, each a file: [`observe`] gathers everything a decision needs, time included; [`desired`] decides
+//! what there should be; applying writes the difference; [`status`] says how things stand. `desired` and `status` are
+//! functions: no client, no clock, no chance. Same inputs, same outputs.
+
+pub mod desired;
+pub mod error;
+pub mod names;
+pub mod observe;
+pub mod secrets;
+pub mod status;

@@ -1,0 +1,170 @@
+//! Everything a decision needs, in one struct, time included. Holds no key and no password.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use k8s_openapi::api::{apps::v1::DeploymentStatus, core::v1::ServiceStatus};
+use serde::{Deserialize, Serialize};
+
+/// What was seen before deciding.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Observed {
+    /// When.
+    pub now: Timestamp,
+    /// What this cluster can do.
+    pub apis: Apis,
+    /// Secrets by name, those that are referenced and those that the operator fills; what is not there is missing.
+    pub secrets: BTreeMap<String, SecretFacts>,
+    /// The fleet's own CA, if there is one.
+    pub authority: Option<Authority>,
+    /// `gateway.yaml` of the ConfigMap that is in force.
+    pub config_in_force: Option<String>,
+    /// The Deployment, if there is one.
+    pub deployment: Option<DeploymentFacts>,
+    /// The Service's status, if there is one.
+    pub service: Option<ServiceStatus>,
+    /// This fleet's pods.
+    pub pods: Vec<PodFacts>,
+    /// Objects that have a name of ours and belong to somebody else, as `Kind name`.
+    pub foreign: BTreeSet<String>,
+    /// What the API server refused when it was applied last, with its words: a node port that is taken, for one.
+    pub refused: Vec<Refusal>,
+}
+
+/// What this cluster can do beyond what every one can.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Apis {
+    /// `monitoring.coreos.com/v1` PodMonitor.
+    pub pod_monitor: bool,
+    /// `cert-manager.io/v1` Certificate.
+    pub cert_manager: bool,
+    /// Who serves `custom.metrics.k8s.io`.
+    pub custom_metrics: CustomMetrics,
+}
+
+/// Who serves `custom.metrics.k8s.io`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum CustomMetrics {
+    /// Nobody.
+    #[default]
+    Nobody,
+    /// This operator.
+    Ours,
+    /// Somebody else.
+    Foreign,
+}
+
+/// What a Secret holds, without what is secret of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SecretFacts {
+    /// The certificate in `tls.crt`, if it could be read.
+    pub certificate: Option<Certificate>,
+    /// What is wrong, by the use that the Secret cannot be put to.
+    pub wrong: BTreeMap<Use, String>,
+    /// Annotation of the serial number of the CA that signed.
+    pub authority: Option<String>,
+    /// Annotation of the serial numbers of the CAs in `ca.crt`.
+    pub trust: Vec<String>,
+}
+
+/// What a Secret is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Use {
+    /// `tls.crt` and `tls.key`: the listeners' certificate.
+    Serving,
+    /// `tls.crt` and `tls.key`: ours towards the broker.
+    Client,
+    /// `ca.crt`: whom to trust.
+    Authority,
+    /// Lines of device ids and keys.
+    DeviceKeys,
+    /// `primary` and `secondary` of an enrolment group.
+    GroupKeys,
+    /// `key` of a hub's policy.
+    PolicyKey,
+    /// `username` and `password`.
+    Login,
+}
+
+/// A certificate.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Certificate {
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// Begin of its life.
+    pub not_before: Timestamp,
+    /// End of its life.
+    pub not_after: Timestamp,
+    /// DNS names.
+    pub dns_names: BTreeSet<String>,
+    /// Addresses.
+    pub ip_addresses: BTreeSet<String>,
+}
+
+/// The fleet's own CA, as its Secret holds it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Authority {
+    /// The CA that signs.
+    pub current: Certificate,
+    /// The CA that will sign: trusted already.
+    pub next: Option<Certificate>,
+    /// The CA that signed: trusted still.
+    pub previous: Option<Certificate>,
+}
+
+/// What a Deployment is at.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DeploymentFacts {
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// `spec.replicas`.
+    pub replicas: i32,
+    /// What its controller says.
+    pub status: DeploymentStatus,
+}
+
+/// One pod of the fleet.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodFacts {
+    /// Its name.
+    pub name: String,
+    /// Its condition Ready.
+    pub ready: bool,
+    /// It was told to stop.
+    pub terminating: bool,
+    /// Why it does not run, if it does not: reason and message of its container or of its scheduling.
+    pub trouble: Option<String>,
+    /// What its admin port said; absent if it could not be asked.
+    pub load: Option<Load>,
+    /// Serial number of the certificate that its port was seen to serve.
+    pub served: Option<Certificate>,
+}
+
+/// What a pod's admin port says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Load {
+    /// Devices connected.
+    pub connections: i64,
+    /// Why its upstream connections fail, if they do.
+    pub upstream_failing: Option<String>,
+}
+
+/// What the API server did not take.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Refusal {
+    /// `Kind name`.
+    pub object: String,
+    /// Its words.
+    pub message: String,
+}

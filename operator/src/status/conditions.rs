@@ -1,0 +1,216 @@
+//! The conditions: each says in its message what is, and what to do where something must be done.
+
+use crds::{ProtocolGateway, cluster::ServiceType};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::ResourceExt;
+
+use crate::{
+    desired::{Desired, Invalid, count},
+    names,
+    observe::{CustomMetrics, Observed, PodFacts},
+};
+
+/// What a condition says.
+struct Verdict {
+    /// `None`: not known.
+    holds: Option<bool>,
+    reason: String,
+    message: String,
+}
+
+fn verdict(holds: impl Into<Option<bool>>, reason: &str, message: impl Into<String>) -> Verdict {
+    Verdict { holds: holds.into(), reason: reason.to_owned(), message: message.into() }
+}
+
+type Decided = Result<Desired, Invalid>;
+
+pub(super) fn conditions(gateway: &ProtocolGateway, observed: &Observed, decided: &Decided) -> Vec<Condition> {
+    let mut verdicts = vec![
+        ("Ready", ready(gateway, observed, decided)),
+        ("Progressing", progressing(gateway, observed, decided)),
+        ("Degraded", degraded(decided)),
+        ("CertificateServed", certificate_served(gateway, observed)),
+        ("UpstreamConnected", upstream_connected(observed)),
+    ];
+    if gateway.spec.scaling.is_some() {
+        verdicts.push(("MetricsApiAvailable", metrics_api(observed)));
+    }
+    verdicts.into_iter().map(|(type_, verdict)| condition(gateway, observed, type_, verdict)).collect()
+}
+
+/// The time is that of the last change of `status`, whatever else changes.
+fn condition(gateway: &ProtocolGateway, observed: &Observed, type_: &str, verdict: Verdict) -> Condition {
+    let status = match verdict.holds {
+        Some(true) => "True",
+        Some(false) => "False",
+        None => "Unknown",
+    };
+    let before = gateway.status.iter().flat_map(|status| &status.conditions);
+    let same = before.into_iter().find(|before| before.type_ == type_ && before.status == status);
+    Condition {
+        type_: type_.to_owned(),
+        status: status.to_owned(),
+        reason: verdict.reason,
+        message: clip(verdict.message),
+        observed_generation: gateway.metadata.generation,
+        last_transition_time: same.map_or(Time(observed.now), |before| before.last_transition_time.clone()),
+    }
+}
+
+/// A condition's message has at most 32768 bytes.
+fn clip(mut message: String) -> String {
+    const BYTES_MAX: usize = 32_768;
+    if message.len() > BYTES_MAX {
+        let end = (0..=BYTES_MAX - 3).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
+        message.truncate(end);
+        message.push('…');
+    }
+    message
+}
+
+fn ready(gateway: &ProtocolGateway, observed: &Observed, decided: &Decided) -> Verdict {
+    let wanted = gateway.spec.replicas;
+    let ready = count(observed.pods.iter().filter(|pod| pod.ready && !pod.terminating));
+    if wanted == 0 {
+        return verdict(false, "Paused", "replicas is 0: there are no pods, and autoscaling rests");
+    }
+    if ready == 0 {
+        return not_ready(observed, decided);
+    }
+    if let Some(trouble) = upstream_trouble(observed) {
+        return verdict(false, "UpstreamFailing", trouble);
+    }
+    let message = format!("pods ready: {ready}, wanted: {wanted}");
+    // one may be missing at any time: a rollout, a node that is emptied
+    if ready + 1 >= wanted {
+        verdict(true, "PodsReady", message)
+    } else {
+        verdict(false, "PodsNotReady", format!("{message}{}", trouble(observed)))
+    }
+}
+
+fn not_ready(observed: &Observed, decided: &Decided) -> Verdict {
+    match (decided, &observed.deployment) {
+        (Err(invalid), None) => verdict(false, "InvalidSpec", invalid.to_string()),
+        (Ok(desired), None) if !desired.problems.is_empty() => {
+            let problem = &desired.problems[0];
+            verdict(false, problem.reason, problem.message.clone())
+        }
+        _ => verdict(false, "PodsNotReady", format!("no pod is ready yet{}", trouble(observed))),
+    }
+}
+
+/// What keeps pods from running: the first of it, for messages.
+fn trouble(observed: &Observed) -> String {
+    let first = observed.pods.iter().filter(|pod| !pod.terminating).find_map(|pod| Some((pod, pod.trouble.as_ref()?)));
+    first.map(|(pod, trouble)| format!("; {}: {trouble}", pod.name)).unwrap_or_default()
+}
+
+fn progressing(gateway: &ProtocolGateway, observed: &Observed, decided: &Decided) -> Verdict {
+    let Some(deployment) = &observed.deployment else {
+        let blocked = decided.as_ref().map_or(true, |desired| desired.replicas.is_none());
+        return if blocked {
+            verdict(false, "Blocked", "waits for what Degraded says")
+        } else {
+            verdict(true, "Creating", "the pods are being made")
+        };
+    };
+    let status = &deployment.status;
+    let (updated, replicas) = (status.updated_replicas.unwrap_or(0), status.replicas.unwrap_or(0));
+    let stuck = status.conditions.iter().flatten().find(|condition| {
+        condition.type_ == "Progressing" && condition.reason.as_deref() == Some("ProgressDeadlineExceeded")
+    });
+    if stuck.is_some() {
+        let message = format!("the rollout does not go on: {updated} of {replicas} pods are new{}", trouble(observed));
+        return verdict(false, "RolloutStuck", message);
+    }
+    if status.observed_generation.unwrap_or(0) < deployment.generation
+        || updated < replicas
+        || replicas < deployment.replicas
+    {
+        let message = format!("{updated} of {} pods are new", deployment.replicas);
+        return verdict(true, "RollingOut", message);
+    }
+    if gateway.spec.replicas != deployment.replicas {
+        let (from, to) = (deployment.replicas, gateway.spec.replicas);
+        let how = if to < from { ": pods are drained before they go" } else { "" };
+        return verdict(true, "Scaling", format!("from {from} to {to} pods{how}"));
+    }
+    if gateway.spec.service.type_ == ServiceType::LoadBalancer && !has_address(observed) {
+        return verdict(
+            true,
+            "LoadBalancerPending",
+            "the Service has no address yet: where no load balancer is installed there will be none; use service.type NodePort",
+        );
+    }
+    verdict(false, "Settled", "nothing is under way")
+}
+
+fn has_address(observed: &Observed) -> bool {
+    let balancer = observed.service.as_ref().and_then(|service| service.load_balancer.as_ref());
+    balancer.and_then(|balancer| balancer.ingress.as_ref()).is_some_and(|ingress| !ingress.is_empty())
+}
+
+fn degraded(decided: &Decided) -> Verdict {
+    match decided {
+        Err(invalid) => verdict(true, "InvalidSpec", invalid.to_string()),
+        Ok(desired) => match desired.problems.first() {
+            None => verdict(false, "AsDesired", "nothing keeps the fleet from being what the spec says"),
+            Some(first) => {
+                let messages: Vec<&str> = desired.problems.iter().map(|problem| problem.message.as_str()).collect();
+                verdict(true, first.reason, messages.join("\n"))
+            }
+        },
+    }
+}
+
+/// True only when every ready pod was seen to serve what the Secret holds.
+fn certificate_served(gateway: &ProtocolGateway, observed: &Observed) -> Verdict {
+    let secret = gateway.spec.tls.secret_name.clone().unwrap_or_else(|| names::serving(&gateway.name_any()));
+    let Some(wanted) = observed.secrets.get(&secret).and_then(|facts| facts.certificate.as_ref()) else {
+        return verdict(None, "NoCertificate", format!("Secret {secret} holds no certificate yet"));
+    };
+    let pods: Vec<&PodFacts> = observed.pods.iter().filter(|pod| pod.ready && !pod.terminating).collect();
+    let serves = |pod: &&&PodFacts| pod.served.as_ref().is_some_and(|served| served.serial == wanted.serial);
+    let count = pods.iter().filter(serves).count();
+    let message = format!("{count} of {} ready pods serve {} (until {})", pods.len(), wanted.serial, wanted.not_after);
+    match (pods.len(), pods.iter().all(|pod| pod.served.is_some())) {
+        (0, _) => verdict(None, "NoPods", message),
+        (total, _) if total == count => verdict(true, "Served", message),
+        (_, true) => verdict(false, "OldCertificate", message),
+        (_, false) => verdict(None, "NotSeen", message),
+    }
+}
+
+fn upstream_connected(observed: &Observed) -> Verdict {
+    let loads = observed.pods.iter().filter_map(|pod| Some((pod, pod.load.as_ref()?)));
+    let failing: Vec<String> = loads
+        .clone()
+        .filter_map(|(pod, load)| Some(format!("{}: {}", pod.name, load.upstream_failing.as_ref()?)))
+        .collect();
+    match (loads.count(), failing.len()) {
+        (0, _) => verdict(None, "NotSeen", "no pod could be asked"),
+        (_, 0) => verdict(true, "Connected", "no pod's connections to the upstream fail"),
+        _ => verdict(false, "UpstreamFailing", failing.join("\n")),
+    }
+}
+
+/// If no pod that could be asked reaches the upstream, no message arrives.
+fn upstream_trouble(observed: &Observed) -> Option<String> {
+    let loads: Vec<_> = observed.pods.iter().filter_map(|pod| pod.load.as_ref()).collect();
+    let first = loads.iter().find_map(|load| load.upstream_failing.as_ref())?;
+    let all = loads.iter().all(|load| load.upstream_failing.is_some());
+    all.then(|| format!("no pod reaches the upstream: {first}"))
+}
+
+fn metrics_api(observed: &Observed) -> Verdict {
+    match observed.apis.custom_metrics {
+        CustomMetrics::Ours => verdict(true, "Served", "this operator serves custom.metrics.k8s.io"),
+        CustomMetrics::Foreign => verdict(
+            false,
+            "Conflict",
+            "custom.metrics.k8s.io is served by somebody else: the operator scales through /scale itself",
+        ),
+        CustomMetrics::Nobody => verdict(false, "NotServed", "custom.metrics.k8s.io is not served yet"),
+    }
+}

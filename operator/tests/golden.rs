@@ -1,0 +1,133 @@
+//! (ProtocolGateway, what was observed) → objects, certificates, problems and status, as YAML in `cases/*`.
+//!
+//! Each case is a directory: `gateway.yaml` and `observed.yaml` in, `desired.yaml` and `status.yaml` out. With
+//! `GOLDEN=write` what comes out is written instead of compared: look at the difference before committing it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crds::ProtocolGateway;
+use gateway_core::config::GatewayConfig;
+use operator::{
+    desired::{self, Desired, Installation, Invalid},
+    observe::Observed,
+    status::status,
+};
+use serde_json::{Value, json};
+
+fn cases() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
+    let mut cases: Vec<PathBuf> =
+        fs::read_dir(root).expect("there are cases").map(|entry| entry.expect("it can be read").path()).collect();
+    cases.sort();
+    cases
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> T {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn decide(case: &Path) -> (ProtocolGateway, Observed, Result<Desired, Invalid>) {
+    let gateway: ProtocolGateway = read(&case.join("gateway.yaml"));
+    let observed: Observed = read(&case.join("observed.yaml"));
+    let installation = Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned() };
+    let decided = desired::desired(&gateway, &observed, &installation);
+    (gateway, observed, decided)
+}
+
+fn shown(decided: &Result<Desired, Invalid>) -> Value {
+    match decided {
+        Ok(desired) => json!(desired),
+        Err(invalid) => json!({"invalid": invalid.0.iter().map(ToString::to_string).collect::<Vec<_>>()}),
+    }
+}
+
+fn compare(path: &Path, value: &Value, stale: &mut Vec<String>) {
+    let text = serde_yaml::to_string(value).expect("it is YAML");
+    if std::env::var("GOLDEN").is_ok_and(|golden| golden == "write") {
+        fs::write(path, text).expect("it can be written");
+    } else if fs::read_to_string(path).unwrap_or_default() != text {
+        stale.push(format!("{}:\n{text}", path.display()));
+    }
+}
+
+#[test]
+fn every_case_comes_out_as_it_was_agreed() {
+    let mut stale = Vec::new();
+    for case in cases() {
+        let (gateway, observed, decided) = decide(&case);
+        compare(&case.join("desired.yaml"), &shown(&decided), &mut stale);
+        compare(&case.join("status.yaml"), &json!(status(&gateway, &observed, &decided)), &mut stale);
+    }
+    assert!(stale.is_empty(), "{}", stale.join("\n"));
+}
+
+#[test]
+fn the_same_is_said_twice_and_a_status_that_was_written_stays() {
+    for case in cases() {
+        let (mut gateway, mut observed, decided) = decide(&case);
+        assert_eq!(decide(&case).2, decided, "{}", case.display());
+        let first = status(&gateway, &observed, &decided);
+        gateway.status = Some(first.clone());
+        observed.now += jiff::SignedDuration::from_secs(60);
+        let mut second = status(&gateway, &observed, &decided);
+        // a change of scale that is still ahead is dated anew
+        second.last_scale = first.last_scale.clone();
+        assert_eq!(second, first, "{}", case.display());
+    }
+}
+
+/// What every pod of every case must be, whatever the spec says.
+#[test]
+fn no_pod_has_rights_that_it_does_not_need() {
+    for case in cases() {
+        let Ok(desired) = decide(&case).2 else { continue };
+        for object in desired.objects.iter().map(|object| json!(object)).filter(|object| object["kind"] == "Deployment")
+        {
+            let pod = &object["spec"]["template"]["spec"];
+            assert_eq!(pod["automountServiceAccountToken"], false);
+            assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+            assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+            for container in pod["containers"].as_array().expect("it has containers") {
+                let security = &container["securityContext"];
+                assert_eq!(security["allowPrivilegeEscalation"], false);
+                assert_eq!(security["readOnlyRootFilesystem"], true);
+                assert_eq!(security["capabilities"], json!({"drop": ["ALL"]}));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_object_is_owned_named_within_63_and_labelled() {
+    for case in cases() {
+        let (gateway, _, Ok(desired)) = decide(&case) else { continue };
+        for object in &desired.objects {
+            let title = desired::title(object);
+            let metadata = &object.metadata;
+            assert!(metadata.name.as_ref().is_some_and(|name| name.len() <= 63), "{title}");
+            assert_eq!(metadata.namespace, gateway.metadata.namespace, "{title}");
+            let owners = metadata.owner_references.as_ref().expect("it has owners");
+            assert!(owners.len() == 1 && owners[0].controller == Some(true) && owners[0].kind == crds::KIND, "{title}");
+            let labels = metadata.labels.as_ref().expect("it has labels");
+            assert!(labels.values().all(|value| value.len() <= 63), "{title}");
+            assert_eq!(labels["app.kubernetes.io/managed-by"], operator::names::FIELD_MANAGER, "{title}");
+        }
+    }
+}
+
+#[test]
+fn the_written_configuration_is_one_that_a_gateway_takes() {
+    for case in cases() {
+        let Ok(desired) = decide(&case).2 else { continue };
+        let objects = desired.objects.iter().map(|object| json!(object));
+        for object in objects.filter(|object| object["kind"] == "ConfigMap") {
+            let text = object["data"]["gateway.yaml"].as_str().expect("it holds the file");
+            let config = GatewayConfig::parse(text).unwrap_or_else(|errors| panic!("{}: {errors:?}", case.display()));
+            assert!(config.check().is_ok(), "{}: {:?}", case.display(), config.check());
+        }
+    }
+}
