@@ -4,15 +4,12 @@
 //! changes a file of the checkout other than below `target/`.
 
 mod bench;
-mod cache;
 mod clients;
 mod local;
-mod packages;
-mod process;
-mod step;
 mod test;
 
 use clap::{Parser, Subcommand};
+use xtask::{packages, process, step};
 
 /// Build, run and judge the protocol gateway.
 #[derive(Parser)]
