@@ -5,8 +5,10 @@
 
 mod bench;
 mod clients;
+mod cluster;
 mod local;
 mod test;
+mod up;
 
 use clap::{Parser, Subcommand};
 use xtask::{packages, process, step};
@@ -27,6 +29,10 @@ enum Command {
     Bench(bench::Arguments),
     /// Run the tests of the levels named, or of all of them.
     Test(test::Arguments),
+    /// Leave a real Kubernetes running on this machine; needs root.
+    Up,
+    /// Remove every trace of it, and of tests that were killed.
+    Down,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -35,5 +41,7 @@ fn main() -> anyhow::Result<()> {
         Command::Local(arguments) => local::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Up => up::up(),
+        Command::Down => up::down(),
     }
 }
