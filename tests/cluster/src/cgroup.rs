@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How long killed containers may take to be gone.
-const GONE_TIMEOUT: Duration = Duration::from_secs(20);
+const GONE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Makes the cgroup `name` in every hierarchy of the machine, of version 1 and 2.
 pub(crate) fn make(name: &str) -> anyhow::Result<()> {

@@ -34,7 +34,7 @@ const PROGRAMS: [&str; 9] = [
 ];
 
 /// How long killed processes may take to be gone.
-const GONE_TIMEOUT: Duration = Duration::from_secs(10);
+const GONE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Removes the run's traces; nothing to remove is not an error.
 pub(crate) fn remove(run: &Run) -> anyhow::Result<()> {
@@ -63,16 +63,27 @@ fn remove_nodes(run: &Run) -> anyhow::Result<()> {
         remove_cni_results(Path::new("/var/lib/cni/results"), &place.network);
     }
     remove_links_into(Path::new("/var/log/containers"), &run.directory);
-    if !run::others_have_nodes(run)? {
-        // the kubelet's, whatever its own directory is
-        let _ = fs::remove_file("/var/lib/kubelet/device-plugins/kubelet.sock");
-        let _ = fs::remove_file("/var/lib/kubelet/device-plugins/DEPRECATION");
-        for directory in ["/var/lib/kubelet/device-plugins", "/var/lib/kubelet", "/var/log/containers"] {
-            // not empty: somebody else's
-            let _ = fs::remove_dir(directory);
-        }
+    if sysctl::is_remembered(&run.directory) && !run::others_have_nodes(run)? {
+        remove_shared_places();
     }
     sysctl::restore(&run.directory)
+}
+
+/// Where programs of any run write whatever they are told. What is not empty is somebody else's and stays.
+fn remove_shared_places() {
+    for file in ["kubelet.sock", "DEPRECATION"] {
+        let _ = fs::remove_file(Path::new("/var/lib/kubelet/device-plugins").join(file));
+    }
+    let is_empty = |path: &str| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+    if is_empty("/run/netns") {
+        // `ip netns` mounts it on itself
+        let _ = unmount("/run/netns", UnmountFlags::empty());
+    }
+    let directories = ["/run/netns", "/run/containerd/s", "/run/containerd", "/var/lib/cni/results", "/var/lib/cni"];
+    let directories = directories.iter().chain(&["/var/lib/kubelet/device-plugins", "/var/lib/kubelet"]);
+    for directory in directories.chain(&["/var/log/containers"]) {
+        let _ = fs::remove_dir(directory);
+    }
 }
 
 /// Unmounts everything below `directory`, the innermost first.

@@ -48,7 +48,8 @@ impl Starter {
             Command::new("setsid")
         } else {
             let mut command = Command::new("setpriv");
-            command.args(["--pdeathsig", "KILL", "--"]);
+            // Ctrl-C is for us, who end it in order
+            command.args(["--pdeathsig", "KILL", "--"]).process_group(0);
             command
         };
         if let Some(network) = network {
@@ -58,7 +59,6 @@ impl Starter {
         command.arg(program).args(arguments);
         let child = command
             .current_dir(&self.directory)
-            .process_group(0)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)

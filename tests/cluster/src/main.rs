@@ -1,6 +1,7 @@
 //! `cluster`: runs a command with a Kubernetes beside it, or leaves one running.
 
 use std::{
+    io::Write,
     process::{Command, ExitCode},
     sync::{Arc, atomic::AtomicBool},
 };
@@ -85,8 +86,10 @@ fn beside(level: Level, words: &[String]) -> anyhow::Result<ExitCode> {
 /// Whoever started this holds the other end of the input, and wants the cluster as long as that.
 fn serve(level: Level) -> anyhow::Result<ExitCode> {
     let instance = Instance::start(level)?;
-    println!("{}", instance.cluster.kubeconfig.display());
-    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    // an error: whoever wanted it is gone already
+    if writeln!(std::io::stdout(), "{}", instance.cluster.kubeconfig.display()).is_ok() {
+        std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

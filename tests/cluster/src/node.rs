@@ -122,7 +122,12 @@ bin_dir = "{CNI_PLUGINS}"
 conf_dir = "{cni}"
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "overlayfs"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+Root = "{runc}"
 "#,
+            runc = at("runc"),
             root = at("containerd"),
             state = at("state"),
             socket = at("containerd.sock"),

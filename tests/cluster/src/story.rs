@@ -1,19 +1,23 @@
 //! A test on a cluster: a namespace of its own, and what it leaves if it fails.
 
 use std::{
+    fmt::Debug,
     fs,
     panic::AssertUnwindSafe,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::Context;
 use futures::FutureExt;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     api::{DeleteParams, ObjectMeta, PostParams},
+    runtime::wait::{Condition, await_condition},
 };
+use serde::de::DeserializeOwned;
 
 use crate::Cluster;
 
@@ -63,6 +67,26 @@ impl Story {
     async fn end(&self) -> anyhow::Result<()> {
         let namespaces = Api::<Namespace>::all(self.client.clone());
         namespaces.delete(&self.namespace, &DeleteParams::background()).await?;
+        Ok(())
+    }
+
+    /// Waits until `condition` holds for the object `name`, at most for `limit`; `what` is said when it does not.
+    ///
+    /// # Errors
+    /// The time is over, or the API server refuses the watch.
+    pub async fn until<K>(
+        &self,
+        objects: Api<K>,
+        name: &str,
+        what: &str,
+        limit: Duration,
+        condition: impl Condition<K>,
+    ) -> anyhow::Result<()>
+    where
+        K: Clone + Debug + Send + DeserializeOwned + Resource + 'static,
+    {
+        let holds = tokio::time::timeout(limit, await_condition(objects, name, condition)).await;
+        holds.with_context(|| format!("{what}: not after {limit:?}"))??;
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use cluster::{Cluster, Story, programs};
 use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
@@ -49,13 +49,8 @@ async fn what_an_object_owns_goes_with_it() {
         apply(story, "free", "1", None).await?;
         let configs: Api<ConfigMap> = Api::namespaced(story.client.clone(), &story.namespace);
         configs.delete("owner", &DeleteParams::background()).await?;
-        let collected = async {
-            while configs.get_opt("owned").await?.is_some() {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            anyhow::Ok(())
-        };
-        tokio::time::timeout(COLLECTED_TIMEOUT, collected).await.context("the owned object is still there")??;
+        let gone = |config: Option<&ConfigMap>| config.is_none();
+        story.until(configs.clone(), "owned", "the owned object is collected", COLLECTED_TIMEOUT, gone).await?;
         ensure!(configs.get_opt("free").await?.is_some(), "an object without an owner was collected");
         Ok(())
     };

@@ -8,11 +8,13 @@ use std::{
 
 use anyhow::{Context, ensure};
 use cluster::{Cluster, Image, Story, programs};
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Service};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{Pod, Service},
+};
 use kube::{
     Api,
-    api::{Patch, PatchParams},
-    runtime::wait::await_condition,
+    api::{LogParams, Patch, PatchParams},
 };
 use serde_json::json;
 
@@ -42,6 +44,36 @@ async fn pods_run_confined_on_both_nodes_and_answer_at_a_node_port() {
         Ok(())
     };
     cluster.story("hello", test).await;
+}
+
+#[tokio::test]
+#[ignore = "level cluster: cargo xtask test cluster"]
+async fn a_program_with_shared_libraries_runs_from_an_image_without_a_base() {
+    let cluster = Cluster::nodes().await.expect("a cluster");
+    let image = Image::of_program("protocolgateway.io/echo:test", "/bin/echo".as_ref()).expect("an image");
+    assert!(image.files.len() > 1, "echo has shared libraries: {:?}", image.files);
+    cluster.import(&image).expect("imported");
+    let test = async |story: &Story| {
+        let pod = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "echo"},
+            "spec": {"restartPolicy": "Never", "containers": [{
+                "name": "echo", "image": image.name, "imagePullPolicy": "Never", "args": ["it runs"],
+            }]},
+        });
+        let pods: Api<Pod> = Api::namespaced(story.client.clone(), &story.namespace);
+        pods.patch("echo", &PatchParams::apply("test"), &Patch::Apply(pod)).await?;
+        let ended = |pod: Option<&Pod>| {
+            let phase = pod.and_then(|pod| pod.status.as_ref()).and_then(|status| status.phase.as_deref());
+            matches!(phase, Some("Succeeded" | "Failed"))
+        };
+        story.until(pods.clone(), "echo", "the pod ends", READY_TIMEOUT, ended).await?;
+        // through the kubelet: the API server trusts its certificate
+        ensure!(pods.logs("echo", &LogParams::default()).await? == "it runs\n");
+        Ok(())
+    };
+    cluster.story("echo", test).await;
 }
 
 /// Two pods, one on each node, confined as the gateway's are.
@@ -77,9 +109,7 @@ async fn deploy(story: &Story) -> anyhow::Result<()> {
     let ready = |deployment: Option<&Deployment>| {
         deployment.and_then(|each| each.status.as_ref()).and_then(|status| status.ready_replicas) == Some(2)
     };
-    let both_ready = await_condition(deployments, "hello", ready);
-    tokio::time::timeout(READY_TIMEOUT, both_ready).await.context("the pods do not become ready")??;
-    Ok(())
+    story.until(deployments, "hello", "both pods are ready", READY_TIMEOUT, ready).await
 }
 
 /// The node port of a new Service.

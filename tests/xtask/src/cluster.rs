@@ -2,14 +2,15 @@
 
 use std::process::Command;
 
-use crate::process;
+use crate::{local, process};
 
 /// Runs the ignored tests of the files that match `pattern`, in all packages, beside one instance that they share.
 pub(crate) fn test(instance: &str, pattern: &str) -> anyhow::Result<()> {
-    let mut command = program();
-    command.args([instance, "--", env!("CARGO"), "test", "--workspace", "--locked"]);
-    command.args(["--test", pattern, "--", "--ignored"]);
-    process::run(&mut command)
+    let tests = ["test", "--workspace", "--locked", "--test", pattern];
+    // the cluster need not wait for the compiler; and this builds the program itself, for the tests of its package
+    process::run(Command::new(env!("CARGO")).args(tests).arg("--no-run"))?;
+    let program = local::target().join("debug/cluster");
+    process::run(Command::new(program).args([instance, "--", env!("CARGO")]).args(tests).args(["--", "--ignored"]))
 }
 
 /// `cluster`, built if need be; its arguments are to follow.

@@ -66,13 +66,16 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 /// Builds one program of the workspace in release and returns its path.
 pub(crate) fn build(program: &str) -> anyhow::Result<PathBuf> {
     process::run(Command::new(env!("CARGO")).args(["build", "--release", "--locked", "--package", program]))?;
-    let root = process::workspace_root();
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let path = std::path::absolute(target.join("release").join(program))?;
+    let path = std::path::absolute(target().join("release").join(program))?;
     if !path.exists() {
         bail!("{} was not built", path.display());
     }
     Ok(path)
+}
+
+/// Where cargo builds to.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| process::workspace_root().join("target"), PathBuf::from)
 }
 
 /// `30s`, `5m`, `1h` or plain seconds.
