@@ -1,5 +1,17 @@
 //! Who a device says it is, and whether that holds: credentials + keys + now → [`Verdict`].
+//!
+//! [`login`] reads a CONNECT, [`Keys`] judge it where the keys are known here (`sas.verify: Local`, client certificates).
+//! A token for the hub to judge (`sas.verify: Hub`) never passes through [`Keys`].
 
+mod keys;
+mod login;
+mod token;
+
+pub use self::{
+    keys::{ClientCertificate, Key, KeyError, KeyFileError, Keys},
+    login::login,
+    token::sign,
+};
 use crate::{codec::packet::ConnectCode, message::DeviceId, time::UnixSeconds};
 
 /// What a CONNECT claims, parsed from client id, user name and password.
@@ -15,7 +27,7 @@ pub struct Login<'a> {
     pub client_type: Option<&'a str>,
     /// `model-id`, percent-encoded as received, if given.
     pub model_id: Option<&'a str>,
-    /// The password, if it is a SAS token in form.
+    /// The password, a SAS token in form; `None` if there was none (a device with a certificate).
     pub token: Option<SasToken<'a>>,
 }
 

@@ -4,7 +4,12 @@
 
 pub mod auth;
 pub mod codec;
+pub mod config;
+pub mod delivery;
 pub mod message;
+pub mod pipeline;
 pub mod session;
 pub mod settings;
 pub mod time;
+pub mod topic;
+pub mod upstream;

@@ -83,6 +83,7 @@ fn check_part(part: &str) -> Result<(), InvalidId> {
 /// MQTT quality of service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
+#[expect(clippy::enum_variant_names, reason = "the names of MQTT 3.1.1, 4.3")]
 pub enum QoS {
     /// 0: no acknowledgement.
     AtMostOnce = 0,

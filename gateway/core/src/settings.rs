@@ -4,13 +4,15 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use crate::topic::Template;
+
 /// Everything a gateway process was told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Where devices connect; at least one, names and ports unique.
     pub listeners: Vec<Listener>,
-    /// Directory below the secrets root with `tls.crt` and `tls.key` for the listeners.
-    pub tls_secret_name: String,
+    /// Directory below the secrets root with `tls.crt` and `tls.key` for the listeners; `None` only if all of them are plain.
+    pub tls_secret_name: Option<String>,
     /// How devices prove who they are.
     pub authentication: Authentication,
     /// Where messages go.
@@ -21,6 +23,49 @@ pub struct Settings {
     pub limits: Limits,
     /// Health, metrics, who is connected.
     pub admin: Admin,
+}
+
+impl Settings {
+    /// Whether `host` is a name of the hub: its own, or an alias, in any case. A broker has no name that devices must know.
+    pub fn is_hub_host(&self, host: &str) -> bool {
+        match &self.upstream {
+            Upstream::IotHub(hub) => std::iter::once(&hub.host_name)
+                .chain(&hub.host_name_aliases)
+                .any(|name| name.eq_ignore_ascii_case(host)),
+            Upstream::Amqp(_) => !host.is_empty(),
+        }
+    }
+
+    /// Bounds of the AMQP side, whichever upstream it is.
+    pub fn upstream_limits(&self) -> &UpstreamLimits {
+        match &self.upstream {
+            Upstream::IotHub(hub) => &hub.limits,
+            Upstream::Amqp(broker) => &broker.limits,
+        }
+    }
+
+    /// Every directory of secrets that is used, each once, sorted.
+    pub fn secret_names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.device_side_secrets().chain(self.upstream.secret_names()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    fn device_side_secrets(&self) -> impl Iterator<Item = &str> {
+        let (device_keys, groups) = match &self.authentication.sas {
+            Sas::Hub => (None, [].as_slice()),
+            Sas::Local { device_keys_secret_name, enrollment_groups } => {
+                (device_keys_secret_name.as_deref(), enrollment_groups.as_slice())
+            }
+        };
+        let admin = self.admin.tls.iter().flat_map(|tls| [&tls.secret_name, &tls.client_ca_secret_name]);
+        [self.tls_secret_name.as_deref(), self.authentication.client_ca_secret_name.as_deref(), device_keys]
+            .into_iter()
+            .flatten()
+            .chain(groups.iter().map(|group| group.secret_name.as_str()))
+            .chain(admin.map(String::as_str))
+    }
 }
 
 /// One listening port.
@@ -63,7 +108,7 @@ pub enum Sas {
     Hub,
     /// This gateway, by keys from files.
     Local {
-        /// Directory with the devices' own keys.
+        /// Directory with the devices' own keys: every file in it holds lines `deviceId primary [secondary]`.
         device_keys_secret_name: Option<String>,
         /// Groups whose members' keys derive from the group's key.
         enrollment_groups: Vec<EnrollmentGroup>,
@@ -75,7 +120,7 @@ pub enum Sas {
 pub struct EnrollmentGroup {
     /// For logs.
     pub name: String,
-    /// Directory with the group's key or keys.
+    /// Directory with the file `primary` and, if there are two keys, `secondary`: base64 text.
     pub secret_name: String,
 }
 
@@ -86,6 +131,22 @@ pub enum Upstream {
     IotHub(IotHub),
     /// Any AMQP 1.0 broker.
     Amqp(AmqpBroker),
+}
+
+impl Upstream {
+    fn secret_names(&self) -> impl Iterator<Item = &str> {
+        let names = match self {
+            Self::IotHub(hub) => {
+                [hub.policy.as_ref().map(|policy| &policy.secret_name), hub.ca_secret_name.as_ref(), None]
+            }
+            Self::Amqp(broker) => [
+                broker.sasl_plain_secret_name.as_ref(),
+                broker.client_certificate_secret_name.as_ref(),
+                broker.ca_secret_name.as_ref(),
+            ],
+        };
+        names.into_iter().flatten().map(String::as_str)
+    }
 }
 
 /// Azure IoT Hub as upstream.
@@ -112,7 +173,7 @@ pub struct IotHub {
 pub struct Policy {
     /// `skn`.
     pub name: String,
-    /// Directory with the file `key`.
+    /// Directory with the file `key`: base64 text.
     pub secret_name: String,
 }
 
@@ -180,10 +241,12 @@ pub struct UpstreamLimits {
 /// Which topics are telemetry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topics {
-    /// Templates, first match wins; see `topic`.
-    pub inbound: Vec<String>,
+    /// Templates, first match wins.
+    pub inbound: Vec<Template>,
     /// What to do with a topic that matches none.
     pub unmatched: Unmatched,
+    /// DUP becomes the application property `mqtt-dup`; IoT Hub does nothing with it.
+    pub dup_property: bool,
 }
 
 /// What to do with a topic that matches no template.
@@ -208,6 +271,8 @@ pub struct Limits {
     pub packet_bytes_max: usize,
     /// Body and properties of a message, in bytes (IoT Hub: 262144).
     pub message_bytes_max: usize,
+    /// Properties of one message: those of the bag, of topic variables and the gateway's own.
+    pub properties_max: usize,
     /// Unacknowledged PUBLISHes of one device, each direction.
     pub inflight_max: u16,
     /// From accept to the end of the TLS (and WebSocket) handshake, and again to the CONNECT.

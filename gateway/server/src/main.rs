@@ -1,2 +1,172 @@
-//! See the crate description.
-fn main() {}
+//! The program `gateway`: reads its configuration, starts the gateway, and stops it when told to.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use gateway::{
+    logging,
+    reload::{Watcher, check_root},
+    secrets::Directory,
+    server::{Gateway, Options, StartError},
+};
+use gateway_core::{
+    config::{ConfigError, GatewayConfig},
+    settings::Settings,
+};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
+
+/// Exit code of a wrong configuration or command line.
+const EXIT_CONFIGURATION: u8 = 2;
+/// Exit code when a second signal cuts the drain short.
+const EXIT_CUT_SHORT: i32 = 130;
+
+/// MQTT to AMQP 1.0 protocol gateway for fleets of devices in front of Azure IoT Hub or any AMQP 1.0 broker.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "\
+Examples:
+  gateway --config gateway.yaml --secrets /etc/gateway/secrets
+  gateway --config gateway.yaml --check                            report every error of the file, open no port
+  RUST_LOG=gateway=debug gateway --config gateway.yaml             one line for each connect, refusal, disconnect
+
+Signals: SIGTERM or SIGINT drains and exits with 0; a second one exits at once.
+Exit codes: 0 stopped as told, 1 failed while running, 2 the configuration or a secret is wrong."
+)]
+struct Arguments {
+    /// Configuration, YAML: the gateway half of ProtocolGateway.spec
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+
+    /// Directory of secrets: DIR/<secretName>/<key>
+    #[arg(long, value_name = "DIR", default_value = "secrets")]
+    secrets: PathBuf,
+
+    /// Check the configuration, and the secrets if --secrets is a directory; print OK or every error; open no port
+    #[arg(long)]
+    check: bool,
+
+    /// Threads that serve devices [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    cores: Option<u16>,
+
+    /// Shape of log lines
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: logging::Format,
+
+    /// What to log, as in RUST_LOG (which wins)
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    log_level: String,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Err(error) = logging::init(arguments.log_format, &arguments.log_level) {
+        eprintln!("{error}");
+        return ExitCode::from(EXIT_CONFIGURATION);
+    }
+    let settings = match read_settings(&arguments) {
+        Ok(settings) => settings,
+        Err(errors) => {
+            for error in errors {
+                eprintln!("{error}");
+            }
+            return ExitCode::from(EXIT_CONFIGURATION);
+        }
+    };
+    if arguments.check {
+        println!("OK");
+        return ExitCode::SUCCESS;
+    }
+    raise_open_files(&settings);
+    run(settings, &arguments)
+}
+
+/// Everything that is wrong with file and secrets, or what to run by.
+fn read_settings(arguments: &Arguments) -> Result<Settings, Vec<String>> {
+    let file = arguments.config.display();
+    let yaml = std::fs::read_to_string(&arguments.config).map_err(|error| vec![format!("{file}: {error}")])?;
+    let named = |errors: Vec<ConfigError>| errors.iter().map(|error| format!("{file}: {error}")).collect::<Vec<_>>();
+    let settings = GatewayConfig::read(&yaml).map_err(named)?;
+    if arguments.check && arguments.secrets.is_dir() {
+        Watcher::new(settings.clone().into(), Directory::new(&arguments.secrets)).load()?;
+    }
+    if !arguments.check {
+        check_root(&arguments.secrets).map_err(|error| vec![error])?;
+    }
+    Ok(settings)
+}
+
+fn run(settings: Settings, arguments: &Arguments) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "no runtime for signals");
+            return ExitCode::FAILURE;
+        }
+    };
+    runtime.block_on(async {
+        // before anything is served: a signal must never end it the hard way
+        let (Ok(terminate), Ok(interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+            error!("signals cannot be watched");
+            return ExitCode::FAILURE;
+        };
+        match start(settings, arguments) {
+            Ok(gateway) => until_told(gateway, terminate, interrupt).await,
+            Err(code) => code,
+        }
+    })
+}
+
+fn start(settings: Settings, arguments: &Arguments) -> Result<Gateway, ExitCode> {
+    let available = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = arguments.cores.map_or(available, usize::from);
+    let options = Options { cores, secrets: arguments.secrets.clone() };
+    Gateway::start(settings, &options).map_err(|error| match error {
+        StartError::Secrets(_) => {
+            eprintln!("{error}");
+            ExitCode::from(EXIT_CONFIGURATION)
+        }
+        error => {
+            error!("{error}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// Serves until a signal, then drains; a second signal does not wait.
+async fn until_told(mut gateway: Gateway, mut terminate: Signal, mut interrupt: Signal) -> ExitCode {
+    tokio::select! {
+        _ = terminate.recv() => info!("SIGTERM: draining"),
+        _ = interrupt.recv() => info!("SIGINT: draining"),
+        core = gateway.core_ended() => {
+            error!(?core, "a core ended by itself");
+            gateway.stop();
+            return ExitCode::FAILURE;
+        }
+    }
+    let stopped = tokio::task::spawn_blocking(move || gateway.stop());
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        _ = stopped => {
+            info!("drained");
+            return ExitCode::SUCCESS;
+        }
+    }
+    warn!("second signal: not waiting any longer");
+    std::process::exit(EXIT_CUT_SHORT);
+}
+
+/// As many open files as the system allows; says so if that is too few.
+fn raise_open_files(settings: &Settings) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let current = if setrlimit(Resource::Nofile, raised).is_ok() { limit.maximum } else { limit.current };
+    let needed = u64::from(settings.limits.connections_max) + 256;
+    if current.is_some_and(|current| current < needed) {
+        warn!(open_files = current, needed, "fewer open files allowed than limits.connectionsMax needs");
+    }
+}

@@ -3,7 +3,7 @@
 import test from 'node:test';
 import assert from 'node:assert/strict';
 import mqtt from 'mqtt';
-import { ca, hubGet, nextDevice, within, world } from './support.mjs';
+import { ca, nextDevice, telemetry, within, world } from './support.mjs';
 
 const schemes = {
   mqtts: (host) => `mqtts://${host}:8883`,
@@ -26,7 +26,7 @@ for (const [scheme, url] of Object.entries(schemes)) {
     const topic = `devices/${device.deviceId}/messages/events/`;
     const ids = Array.from({ length: 200 }, (_, n) => `js-${n}`);
     await within(30, 'PUBACKs', Promise.all(ids.map((id) => client.publishAsync(`${topic}%24.mid=${id}`, 'x', { qos: 1 }))));
-    const rows = await hubGet(`/ledger?device=${encodeURIComponent(device.deviceId)}`);
+    const rows = await telemetry(device.deviceId);
     assert.deepEqual(rows.map((row) => row.messageId), ids);
   });
 }

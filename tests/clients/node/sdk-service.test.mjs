@@ -61,7 +61,8 @@ test('method: a device that is not connected is not found', { timeout: 60_000 },
 test('rhea reads telemetry from the partitions', { timeout: 60_000 }, async (t) => {
   const { deviceId, connectionString } = nextDevice();
   const container = rhea.create_container();
-  const messageId = randomUUID();
+  // not a bare UUID: the SDK would write it as an AMQP uuid
+  const messageId = `event-${randomUUID()}`;
   const [host, port] = world.hub.amqps.split(':');
   const connection = container.connect({
     transport: 'tls',

@@ -26,9 +26,12 @@ export function within(seconds, what, promise) {
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
-/** The next `event` of `emitter`. */
-export function once(emitter, event) {
-  return new Promise((resolve) => emitter.once(event, resolve));
+/** Keeps the `event`s of `emitter`; `next()` is a promise of the oldest that was not taken. */
+export function queue(emitter, event) {
+  const arrived = [];
+  const waiting = [];
+  emitter.on(event, (value) => (waiting.length ? waiting.shift()(value) : arrived.push(value)));
+  return { next: () => (arrived.length ? Promise.resolve(arrived.shift()) : new Promise((resolve) => waiting.push(resolve))) };
 }
 
 /** Calls `probe` every 50 ms until it gives something; an error after `seconds`. */
@@ -60,6 +63,11 @@ export function hubGet(path) {
 
 /** What the hub's ledger holds for one message of a device. */
 export async function stored(deviceId, messageId) {
-  const query = `device=${encodeURIComponent(deviceId)}&messageId=${encodeURIComponent(messageId)}`;
-  return hubGet(`/ledger?${query}`);
+  const all = await telemetry(deviceId);
+  return all.filter((row) => row.messageId === messageId);
+}
+
+/** Every telemetry transfer of a device that the hub saw, in order. */
+export async function telemetry(deviceId) {
+  return (await hubGet(`/ledger?kind=telemetry&device=${encodeURIComponent(deviceId)}`)).entries;
 }

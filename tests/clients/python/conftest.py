@@ -39,8 +39,8 @@ class World:
             return json.load(response)
 
     def ledger(self, device_id):
-        """Every transfer of the device that the hub saw, in order."""
-        return self.get("/ledger?device=" + urllib.parse.quote(device_id, safe=""))
+        """Every telemetry transfer of the device that the hub saw, in order."""
+        return self.get("/ledger?kind=telemetry&device=" + urllib.parse.quote(device_id, safe=""))["entries"]
 
     def send_to_device(self, device_id, text, message_id=""):
         """One cloud-to-device message, by the Azure service SDK for Node."""

@@ -50,7 +50,14 @@ enum Task {
     Build,
 }
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> anyhow::Result<ExitCode> {
     match Arguments::parse().task {
         Task::Api { command } => beside(Level::Api, &command),
         Task::Nodes { command } => beside(Level::Nodes, &command),

@@ -2,7 +2,11 @@
 
 use std::{fs, process::Command};
 
-use crate::{local, process, step::step};
+use crate::{
+    local::{self, Profile},
+    process,
+    step::step,
+};
 
 /// What to measure; the rest is the bench program's own.
 #[derive(clap::Args)]
@@ -20,9 +24,9 @@ pub(crate) struct Arguments {
 
 /// Builds and runs.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let [gateway, device, bench] = step("build gateway, devices and floors (release)", || {
-        Ok([local::build("gateway")?, local::build("device")?, local::build("bench")?])
-    })?;
+    let programs = ["gateway", "device", "bench"];
+    let [gateway, device, bench] =
+        step("build gateway, devices and floors (release)", || local::build(programs, Profile::Release))?;
     let directory = process::workspace_root().join("target/bench");
     fs::create_dir_all(&directory)?;
     let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();

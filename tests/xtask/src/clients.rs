@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context;
 
 use crate::{
-    local::{self, Ports, World},
+    local::{self, Ports, Profile, World},
     packages, process,
     step::step,
 };
@@ -46,7 +46,7 @@ fn world(name: &str) -> World {
 /// The Azure SDKs and rhea against the hub alone.
 pub(crate) fn sdk() -> anyhow::Result<()> {
     let scripts = packages::node(Path::new("tests/clients/node"))?;
-    let hub = step("build the local hub", || local::build("hub"))?;
+    let [hub] = step("build the local hub", || local::build(["hub"], Profile::Dev))?;
     let (_hub, json) = world("sdk").start_hub(&hub)?;
     step("Azure SDKs for Node and rhea", || node(&scripts, &json, &["sdk-device.test.mjs", "sdk-service.test.mjs"]))
 }
@@ -56,10 +56,10 @@ pub(crate) fn mqtt() -> anyhow::Result<()> {
     packages::debian("mosquitto_pub", "mosquitto-clients")?;
     let scripts = packages::node(Path::new("tests/clients/node"))?;
     let python = packages::python(Path::new("tests/clients/python/requirements.txt"))?;
-    let programs = step("build hub and gateway", || Ok([local::build("hub")?, local::build("gateway")?]))?;
+    let [hub, gateway] = step("build hub and gateway", || local::build(["hub", "gateway"], Profile::Dev))?;
     let world = world("clients");
-    let (_hub, json) = world.start_hub(&programs[0])?;
-    let _gateway = world.start_gateway(&programs[1], &json)?;
+    let (_hub, json) = world.start_hub(&hub)?;
+    let _gateway = world.start_gateway(&gateway, &json)?;
     step("MQTT.js through the gateway", || node(&scripts, &json, &["mqttjs.test.mjs"]))?;
     step("paho-mqtt, mosquitto and azure-iot-device through the gateway", || {
         let mut command = Command::new(python);

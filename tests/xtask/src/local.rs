@@ -35,8 +35,9 @@ const SPARE_DEVICES: u32 = 10;
 
 /// Builds and starts everything, says where it is and what to try, and stays until it is ended.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let programs = ["hub", "gateway", "device"];
     let [hub, gateway, device] =
-        step("build hub, gateway and devices (release)", || Ok([build("hub")?, build("gateway")?, build("device")?]))?;
+        step("build hub, gateway and devices (release)", || build(programs, Profile::Release))?;
     let world = World {
         directory: process::workspace_root().join("target/local"),
         hub_address: Ipv4Addr::new(127, 0, 0, 2),
@@ -63,14 +64,36 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds one program of the workspace in release and returns its path.
-pub(crate) fn build(program: &str) -> anyhow::Result<PathBuf> {
-    process::run(Command::new(env!("CARGO")).args(["build", "--release", "--locked", "--package", program]))?;
-    let path = std::path::absolute(target().join("release").join(program))?;
-    if !path.exists() {
-        bail!("{} was not built", path.display());
+/// How a program is built.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// As `cargo test` builds it: nothing is built twice for the tests.
+    Dev,
+    /// As it is shipped and measured.
+    Release,
+}
+
+/// Builds programs of the workspace, each in the package of its name, and returns their paths.
+pub(crate) fn build<const N: usize>(programs: [&str; N], profile: Profile) -> anyhow::Result<[PathBuf; N]> {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["build", "--locked"]);
+    for program in programs {
+        command.args(["--package", program]);
     }
-    Ok(path)
+    let directory = match profile {
+        Profile::Dev => "debug",
+        Profile::Release => {
+            command.arg("--release");
+            "release"
+        }
+    };
+    process::run(&mut command)?;
+    let target = std::path::absolute(target().join(directory))?;
+    let paths = programs.map(|program| target.join(program));
+    for path in &paths {
+        anyhow::ensure!(path.exists(), "{} was not built", path.display());
+    }
+    Ok(paths)
 }
 
 /// Where cargo builds to.

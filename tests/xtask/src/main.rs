@@ -6,9 +6,12 @@
 mod bench;
 mod clients;
 mod cluster;
+mod crds;
 mod local;
 mod test;
 mod up;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use xtask::{packages, process, step};
@@ -27,6 +30,8 @@ enum Command {
     Local(local::Arguments),
     /// Measure the workloads beside the least that the same work can cost.
     Bench(bench::Arguments),
+    /// Write crds/protocolgateway.yaml from the types of `crds`.
+    Crds(crds::Arguments),
     /// Run the tests of the levels named, or of all of them.
     Test(test::Arguments),
     /// Leave a real Kubernetes running on this machine; needs root.
@@ -35,11 +40,22 @@ enum Command {
     Down,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     std::env::set_current_dir(process::workspace_root())?;
     match Arguments::parse().command {
         Command::Local(arguments) => local::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Crds(arguments) => crds::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Up => up::up(),
         Command::Down => up::down(),

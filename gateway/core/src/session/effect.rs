@@ -6,6 +6,10 @@ use crate::{
     message::{CommandTag, Settlement, Telemetry},
 };
 
+/// Where a session puts its effects: called once per effect, in order. One event may bring as many as the window has places, so
+/// they are handed over one by one instead of being gathered in a container.
+pub type Effects<'s> = dyn FnMut(Effect<'_>) + 's;
+
 /// One thing for the connection to do, in the order given. Borrowed parts live as long as the packet that caused it.
 #[derive(Debug)]
 pub enum Effect<'a> {
@@ -13,32 +17,35 @@ pub enum Effect<'a> {
     Authenticate(Login<'a>),
     /// Encode this packet into the device's output.
     Write(Packet<'a>),
-    /// Hand this message upstream; answer with `Session::handle_outcome(slot, …)`, exactly once.
+    /// Hand this message upstream; answer with `Session::handle_outcome(slot, …)`, exactly once while
+    /// the session lives. What is handed over goes out even if the session ends first.
     Send {
         /// Names the message between session and link.
         slot: Slot,
         /// Borrows the PUBLISH.
         telemetry: Telemetry<'a>,
     },
-    /// Attach the command receiver with this credit; answer with `Session::handle_commands_opened`.
+    /// Attach the command receiver with this credit; answer with `Session::handle_commands_opened`. Never asked twice before the
+    /// answer came.
     OpenCommands {
         /// Commands that may be unsettled at a time.
         credit: u32,
     },
-    /// Detach the command receiver; no answer.
+    /// Take the receiver's credit back and detach it, at once or after the commands under way are settled; no answer.
     CloseCommands,
-    /// Settle one command and give its credit back.
+    /// Settle one command and give its credit back. A tag whose link is gone is to be ignored.
     Settle(CommandTag, Settlement),
-    /// Write out what is queued, then close the device's connection. The last effect.
+    /// Write out what is queued, then close the device's connection. The last effect: session and hub link go with
+    /// it.
     Close(CloseCause),
 }
 
-/// Names one message in flight from a session to its link. `Slot::WILL` is the Will, whose outcome nobody waits for.
+/// Names one message in flight from a session to its link: a sequence number modulo 65535, at most a window of them at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Slot(pub u16);
 
 impl Slot {
-    /// A QoS 0 message: its outcome frees its place in the window, nothing is written.
+    /// The Will, once per session and its last message.
     pub const WILL: Self = Self(u16::MAX);
 }
 

@@ -1,7 +1,7 @@
 //! What became of every message, by the hub's ledger: the devices' word against the hub's.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fmt,
     io::{Read, Write},
     net::TcpStream,
@@ -50,43 +50,60 @@ impl fmt::Display for Verdict {
     }
 }
 
+/// One row of the ledger's counts.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Row {
-    message_id: Option<String>,
-    outcome: String,
+struct Counts {
+    device_id: String,
+    sequences: Vec<Numbers>,
 }
 
-/// Asks the ledger for every device of the report.
+/// Message ids `<prefix><number>` that the hub accepted.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Numbers {
+    prefix: String,
+    /// Ascending inclusive ranges.
+    ranges: Vec<(u64, u64)>,
+    duplicates: u64,
+    forgotten_gaps: u64,
+}
+
+/// Asks the ledger what it has of the devices of the report.
 pub(super) fn judge(description: &Description, report: &Report) -> anyhow::Result<Verdict> {
+    let rows: Vec<Counts> = serde_json::from_slice(&get(description, "/ledger/devices")?)?;
+    let prefix = format!("{RUN}-");
+    let numbers = |row: Counts| Some((row.device_id, row.sequences.into_iter().find(|each| each.prefix == prefix)?));
+    let stored: HashMap<String, Numbers> = rows.into_iter().filter_map(numbers).collect();
     let mut verdict = Verdict::default();
+    let nothing = Numbers::default();
     for device in &report.devices {
-        let rows: Vec<Row> =
-            serde_json::from_slice(&get(description, &format!("/ledger?device={}", device.device_id))?)?;
-        let ids = rows.into_iter().filter(|row| row.outcome == "accepted").filter_map(|row| row.message_id);
-        verdict.add(device, ids);
+        let stored = stored.get(&device.device_id).unwrap_or(&nothing);
+        if stored.forgotten_gaps > 0 {
+            bail!("the ledger forgot {} gaps of {}: nothing can be said", stored.forgotten_gaps, device.device_id);
+        }
+        verdict.add(device, stored);
     }
     Ok(verdict)
 }
 
 impl Verdict {
-    /// `stored` are the message ids of the device's accepted transfers, in any order, repeated where they were.
-    fn add(&mut self, device: &Sequences, stored: impl Iterator<Item = String>) {
-        let mut times: HashMap<u64, u64> = HashMap::new();
-        for id in stored {
-            if let Some(sequence) =
-                id.strip_prefix(RUN).and_then(|rest| rest.strip_prefix('-')).and_then(|n| n.parse().ok())
-            {
-                *times.entry(sequence).or_default() += 1;
-            }
-        }
-        let acknowledged: HashSet<u64> = device.acknowledged.iter().flat_map(|&(first, last)| first..=last).collect();
+    fn add(&mut self, device: &Sequences, stored: &Numbers) {
+        let count = |ranges: &[(u64, u64)]| ranges.iter().map(|(first, last)| last - first + 1).sum::<u64>();
+        let acknowledged = count(&device.acknowledged);
+        let found: u64 = device.acknowledged.iter().map(|&range| common(range, &stored.ranges)).sum();
         self.sent += device.sent;
-        self.acknowledged += acknowledged.len() as u64;
-        self.stored += times.len() as u64;
-        self.lost += acknowledged.iter().filter(|sequence| !times.contains_key(sequence)).count() as u64;
-        self.duplicated += times.values().map(|times| times - 1).sum::<u64>();
+        self.acknowledged += acknowledged;
+        self.stored += count(&stored.ranges);
+        self.lost += acknowledged - found;
+        self.duplicated += stored.duplicates;
     }
+}
+
+/// How many numbers of `range` lie in `ranges`.
+fn common((first, last): (u64, u64), ranges: &[(u64, u64)]) -> u64 {
+    let overlap = |&(from, to): &(u64, u64)| (to.min(last) + 1).saturating_sub(from.max(first));
+    ranges.iter().map(overlap).sum()
 }
 
 /// One GET of the hub's HTTP interface; anything but 200 is an error.
@@ -121,31 +138,33 @@ pub(super) fn get(description: &Description, path: &str) -> anyhow::Result<Vec<u
 mod tests {
     use super::*;
 
-    fn verdict(acknowledged: &[(u64, u64)], stored: &[&str]) -> Verdict {
+    fn verdict(acknowledged: &[(u64, u64)], ranges: &[(u64, u64)], duplicates: u64) -> Verdict {
         let device = Sequences { device_id: "d".into(), sent: 10, acknowledged: acknowledged.to_vec() };
+        let stored = Numbers { ranges: ranges.to_vec(), duplicates, ..Numbers::default() };
         let mut verdict = Verdict::default();
-        verdict.add(&device, stored.iter().map(ToString::to_string));
+        verdict.add(&device, &stored);
         verdict
     }
 
     #[test]
     fn an_acknowledged_message_that_is_not_stored_is_lost() {
-        assert_eq!(verdict(&[(0, 2)], &["local-0", "local-2"]).lost, 1);
+        assert_eq!(verdict(&[(0, 2)], &[(0, 0), (2, 2)], 0).lost, 1);
+        assert_eq!(verdict(&[(5, 9)], &[], 0).lost, 5);
     }
 
     #[test]
     fn a_stored_message_that_was_not_acknowledged_is_not_lost() {
-        let found = verdict(&[(0, 0)], &["local-0", "local-1"]);
+        let found = verdict(&[(0, 0)], &[(0, 1)], 0);
         assert_eq!((found.lost, found.stored, found.acknowledged), (0, 2, 1));
     }
 
     #[test]
-    fn the_second_copy_is_a_duplicate() {
-        assert_eq!(verdict(&[(0, 0)], &["local-0", "local-0", "local-0"]).duplicated, 2);
+    fn acknowledged_ranges_may_lie_across_those_of_the_ledger() {
+        assert_eq!(verdict(&[(0, 4), (6, 9)], &[(0, 2), (4, 7), (9, 12)], 0).lost, 2);
     }
 
     #[test]
-    fn messages_of_others_do_not_count() {
-        assert_eq!(verdict(&[], &["mine-0", "local-x"]).stored, 0);
+    fn the_second_copy_is_a_duplicate() {
+        assert_eq!(verdict(&[(0, 0)], &[(0, 0)], 2).duplicated, 2);
     }
 }

@@ -110,6 +110,11 @@ struct Sum {
 
 #[derive(Deserialize)]
 struct Summary {
+    telemetry: Telemetry,
+}
+
+#[derive(Deserialize)]
+struct Telemetry {
     accepted: u64,
 }
 
@@ -126,7 +131,7 @@ impl Sum {
             line.connected,
             self.sent,
             self.acknowledged,
-            summary.accepted,
+            summary.telemetry.accepted,
             line.p50_us / 1e3,
             line.p99_us / 1e3,
         );

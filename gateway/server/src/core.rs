@@ -1,0 +1,446 @@
+//! One core: a thread with a `current_thread` runtime, its listeners, its devices and its AMQP connections.
+//!
+//! Nothing on the message path leaves the core. From outside come [`Order`]s: take-over, who is connected, new secrets.
+
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    task::Waker,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use gateway_core::{
+    message::DeviceId,
+    pipeline::Pipeline,
+    session::{self, InFlight},
+    settings::{Protocol, Settings},
+    time::{Millis, Now, UnixSeconds},
+};
+use slab::Slab;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::LocalSet,
+};
+use tracing::{debug, info};
+
+use crate::{
+    listener::{self, Bound},
+    metrics::Metrics,
+    presence::Place,
+    server::Shared,
+    transport::Buffers,
+    upstream::{CoreShare, Upstream, UpstreamSecrets},
+    wheel::{Tick, Wheel},
+};
+
+/// Bytes read from a socket at a time. More than a TLS handshake message (64 KiB) and a record: an incomplete one of
+/// either always leaves room behind it.
+const READ_BYTES: usize = 128 * 1024;
+/// How long connections may take to say goodbye after the drain deadline.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What other threads may ask of a core.
+#[derive(Debug)]
+pub enum Order {
+    /// A newer connection of the same device exists: close the one at this place.
+    TakeOver(Place),
+    /// Who is connected.
+    Connections(ConnectionsQuery, oneshot::Sender<Vec<ConnectionInfo>>),
+    /// Use these for the hub's side from now on.
+    Secrets(Arc<UpstreamSecrets>),
+}
+
+/// A filtered, bounded question for connections.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectionsQuery {
+    /// Exact device (`d` or `d/m`), or a prefix if it ends with `*`.
+    pub device: Option<String>,
+    /// Only this protocol.
+    pub protocol: Option<Protocol>,
+    /// Only devices after this one, in order of their ids.
+    pub after: Option<String>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// One connected device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionInfo {
+    /// Who.
+    pub device: DeviceId,
+    /// When its CONNECT was accepted.
+    pub since: UnixSeconds,
+    /// Over what.
+    pub protocol: Protocol,
+    /// From where.
+    pub address: SocketAddr,
+    /// What is under way.
+    pub in_flight: InFlight,
+}
+
+/// Everything that the connections of one core share.
+pub struct Core {
+    /// Number of this core.
+    pub index: u16,
+    /// What the gateway runs by.
+    pub settings: Arc<Settings>,
+    /// Of this core alone.
+    pub metrics: Arc<Metrics>,
+    /// Of the whole process.
+    pub shared: Arc<Shared>,
+    /// The hub's side.
+    pub upstream: Upstream,
+    /// Timers.
+    pub wheel: Wheel,
+    /// Time.
+    pub clock: Clock,
+    /// Connections, by key.
+    pub roster: RefCell<Slab<Entry>>,
+    /// Lent to one connection at a time.
+    pub bench: RefCell<Bench>,
+    draining: Cell<Option<Millis>>,
+    empty: tokio::sync::Notify,
+}
+
+/// What a connection works with during its turn.
+pub struct Bench {
+    /// The session's scratch room, settings and pipeline.
+    pub context: session::Context,
+    /// Bytes as the socket gave them.
+    pub raw: Box<[u8]>,
+    /// Between socket and MQTT.
+    pub buffers: Buffers,
+    /// MQTT bytes to be written at the end of the turn.
+    pub output: Vec<u8>,
+}
+
+/// One connection, as the rest of the core sees it.
+#[derive(Debug)]
+pub struct Entry {
+    /// Wakes its task.
+    pub waker: Option<Waker>,
+    /// What it should look at when it wakes.
+    pub signals: Signals,
+    /// Never used again, unlike the key.
+    pub serial: u64,
+    /// From where.
+    pub address: SocketAddr,
+    /// Over what.
+    pub protocol: Protocol,
+    /// Who and since when, once its CONNECT was accepted.
+    pub device: Option<(DeviceId, UnixSeconds)>,
+    /// As of its last turn.
+    pub in_flight: InFlight,
+}
+
+/// What others tell a connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Signals {
+    /// A newer connection of the same device exists.
+    pub taken_over: bool,
+    /// Let what is in flight settle, then close.
+    pub drain: bool,
+}
+
+/// The core's clock. Its zero is the start of the process.
+#[derive(Debug)]
+pub struct Clock {
+    start: Instant,
+    /// Unix milliseconds at the start, as of the last look at the wall clock.
+    unix_start_ms: Cell<u64>,
+    looked: Cell<u64>,
+}
+
+impl Bench {
+    fn new(context: session::Context) -> Self {
+        let raw = vec![0; READ_BYTES].into_boxed_slice();
+        Self { context, raw, buffers: Buffers::default(), output: Vec::new() }
+    }
+
+    /// Replaces what a connection that panicked in its turn did not give back.
+    pub fn mend(&mut self) {
+        if self.raw.len() != READ_BYTES {
+            self.raw = vec![0; READ_BYTES].into_boxed_slice();
+            self.output.clear();
+            self.buffers.clear();
+        }
+    }
+}
+
+impl Clock {
+    /// Counts from `start`.
+    pub fn new(start: Instant) -> Self {
+        let clock = Self { start, unix_start_ms: Cell::new(0), looked: Cell::new(0) };
+        clock.look(clock.monotonic());
+        clock
+    }
+
+    /// Milliseconds since the start.
+    pub fn monotonic(&self) -> Millis {
+        Millis(self.start.elapsed().as_millis() as u64)
+    }
+
+    /// Both clocks; the wall clock is read once a second and counted on in between.
+    pub fn now(&self) -> Now {
+        let monotonic = self.monotonic();
+        if monotonic.0 - self.looked.get() >= 1000 {
+            self.look(monotonic);
+        }
+        Now { monotonic, unix: UnixSeconds((self.unix_start_ms.get() + monotonic.0) / 1000) }
+    }
+
+    fn look(&self, monotonic: Millis) {
+        let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        self.unix_start_ms.set(unix_ms.saturating_sub(monotonic.0));
+        self.looked.set(monotonic.0);
+    }
+}
+
+/// What a core is made of.
+pub struct Parts {
+    /// Number of this core.
+    pub index: u16,
+    /// Of the whole process.
+    pub shared: Arc<Shared>,
+    /// Its own listening sockets.
+    pub listeners: Vec<Bound>,
+    /// Secrets of the hub's side.
+    pub secrets: Arc<UpstreamSecrets>,
+    /// What other threads ask.
+    pub orders: mpsc::Receiver<Order>,
+}
+
+/// Serves until [`Shared::drain`] says so and everything is closed. Blocks its thread.
+pub fn run(parts: Parts) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, serve(parts));
+    Ok(())
+}
+
+async fn serve(parts: Parts) {
+    let Parts { index, shared, listeners, secrets, mut orders } = parts;
+    let core = Core::new(index, shared, secrets);
+    let timers = tokio::task::spawn_local(Rc::clone(&core).turn_wheel());
+    let accepting: Vec<_> = listeners
+        .into_iter()
+        .map(|listener| tokio::task::spawn_local(listener::accept(Rc::clone(&core), listener)))
+        .collect();
+    let mut told = core.shared.drain.subscribe();
+    let deadline = loop {
+        if let Some(deadline) = *told.borrow_and_update() {
+            break deadline;
+        }
+        tokio::select! {
+            Some(order) = orders.recv() => core.carry_out(order),
+            // an error means that nobody is left who could tell
+            changed = told.changed() => if changed.is_err() { break core.clock.monotonic() },
+        }
+    };
+    for task in &accepting {
+        task.abort();
+    }
+    core.drain(deadline, &mut orders).await;
+    core.upstream.shutdown().await;
+    timers.abort();
+}
+
+impl Core {
+    fn new(index: u16, shared: Arc<Shared>, secrets: Arc<UpstreamSecrets>) -> Rc<Self> {
+        let settings = Arc::clone(&shared.settings);
+        let metrics = Arc::clone(&shared.registry.cores[usize::from(index)]);
+        let share = CoreShare { core: index, cores: shared.registry.cores.len() as u16 };
+        let upstream = Upstream::new(Arc::clone(&settings), secrets, share, Arc::clone(&metrics));
+        let context = session::Context::new(Arc::clone(&settings), Pipeline::new(&settings));
+        let bench = Bench::new(context);
+        Rc::new(Self {
+            index,
+            settings,
+            metrics,
+            clock: Clock::new(shared.start),
+            shared,
+            upstream,
+            wheel: Wheel::default(),
+            roster: RefCell::default(),
+            bench: RefCell::new(bench),
+            draining: Cell::new(None),
+            empty: tokio::sync::Notify::new(),
+        })
+    }
+
+    /// Until when connections may settle, if this core drains.
+    pub fn draining(&self) -> Option<Millis> {
+        self.draining.get()
+    }
+
+    /// A connection came.
+    pub fn enroll(&self, address: SocketAddr, protocol: Protocol) -> Place {
+        let serial = self.shared.presence.next_serial();
+        let key = self.roster.borrow_mut().insert(Entry {
+            waker: None,
+            signals: Signals::default(),
+            serial,
+            address,
+            protocol,
+            device: None,
+            in_flight: InFlight::default(),
+        });
+        Place { core: self.index, key: key as u32, serial }
+    }
+
+    /// A connection is gone.
+    pub fn dismiss(&self, place: Place, armed: Option<Tick>) {
+        self.wheel.rearm(place.key, armed, None);
+        let mut roster = self.roster.borrow_mut();
+        if let Some(entry) = roster.try_remove(place.key as usize)
+            && let Some((device, _)) = entry.device
+        {
+            self.shared.presence.leave(&device, place);
+        }
+        if roster.is_empty() {
+            roster.shrink_to_fit();
+            self.empty.notify_one();
+        }
+    }
+
+    /// The connection at `place` has to go, wherever it is.
+    pub fn take_over(self: &Rc<Self>, place: Place) {
+        if place.core == self.index {
+            self.signal(place, |signals| signals.taken_over = true);
+            return;
+        }
+        let orders = self.shared.cores[usize::from(place.core)].clone();
+        if let Err(mpsc::error::TrySendError::Full(order)) = orders.try_send(Order::TakeOver(place)) {
+            // that core has a burst to work off: this waits instead of the device
+            tokio::task::spawn_local(async move { orders.send(order).await.ok() });
+        }
+    }
+
+    fn signal(&self, place: Place, set: impl FnOnce(&mut Signals)) {
+        let mut roster = self.roster.borrow_mut();
+        let Some(entry) = roster.get_mut(place.key as usize).filter(|entry| entry.serial == place.serial) else {
+            return;
+        };
+        set(&mut entry.signals);
+        if let Some(waker) = &entry.waker {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn carry_out(&self, order: Order) {
+        match order {
+            Order::TakeOver(place) => self.signal(place, |signals| signals.taken_over = true),
+            Order::Connections(query, answer) => {
+                // the asker may have gone away
+                let _gone = answer.send(self.connections(&query));
+            }
+            Order::Secrets(secrets) => self.upstream.set_secrets(secrets),
+        }
+    }
+
+    fn begin_drain(&self, deadline: Millis) {
+        self.draining.set(Some(deadline));
+        for (_, entry) in self.roster.borrow_mut().iter_mut() {
+            entry.signals.drain = true;
+            if let Some(waker) = &entry.waker {
+                waker.wake_by_ref();
+            }
+        }
+    }
+
+    async fn drain(&self, deadline: Millis, orders: &mut mpsc::Receiver<Order>) {
+        info!(core = self.index, connections = self.roster.borrow().len(), "core drains");
+        self.begin_drain(deadline);
+        let bound = tokio::time::sleep(deadline.since(self.clock.monotonic()) + GOODBYE);
+        tokio::pin!(bound);
+        while !self.roster.borrow().is_empty() {
+            tokio::select! {
+                () = self.empty.notified() => {}
+                Some(order) = orders.recv() => self.carry_out(order),
+                () = &mut bound => {
+                    debug!(core = self.index, left = self.roster.borrow().len(), "drain bound reached");
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn turn_wheel(self: Rc<Self>) {
+        loop {
+            let first = self.wheel.first();
+            let wait = first.map_or(Duration::from_hours(1), |tick| tick.millis().since(self.clock.monotonic()));
+            let earlier = std::future::poll_fn(|cx| self.wheel.poll_earlier(first, cx));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = earlier => {}
+            }
+            let now = self.clock.monotonic();
+            while let Some(key) = self.wheel.pop_due(now) {
+                if let Some(Entry { waker: Some(waker), .. }) = self.roster.borrow().get(key as usize) {
+                    waker.wake_by_ref();
+                }
+            }
+        }
+    }
+
+    /// At most `limit` of this core's connections, in order of their devices.
+    fn connections(&self, query: &ConnectionsQuery) -> Vec<ConnectionInfo> {
+        let roster = self.roster.borrow();
+        let mut found: Vec<_> = roster
+            .iter()
+            .filter_map(|(_, entry)| Some((entry, entry.device.as_ref()?)))
+            .filter(|(entry, (device, _))| query.matches(device.as_str(), entry.protocol))
+            .collect();
+        found.sort_unstable_by_key(|(_, (device, _))| device.as_str());
+        found.truncate(query.limit);
+        let info = |(entry, (device, since)): &(&Entry, &(DeviceId, UnixSeconds))| ConnectionInfo {
+            device: device.clone(),
+            since: *since,
+            protocol: entry.protocol,
+            address: entry.address,
+            in_flight: entry.in_flight,
+        };
+        found.iter().map(info).collect()
+    }
+}
+
+impl ConnectionsQuery {
+    fn matches(&self, device: &str, protocol: Protocol) -> bool {
+        let is_device = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(prefix) => device.starts_with(prefix),
+            None => device == pattern,
+        };
+        self.device.as_ref().is_none_or(is_device)
+            && self.protocol.is_none_or(|wanted| wanted == protocol)
+            && self.after.as_deref().is_none_or(|after| device > after)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gateway_core::settings::Protocol;
+
+    use super::ConnectionsQuery;
+
+    fn check(query: &ConnectionsQuery, device: &str, expected: bool) {
+        assert_eq!(query.matches(device, Protocol::Mqtt), expected, "{query:?} {device}");
+    }
+
+    #[test]
+    fn connections_are_filtered_by_device_protocol_and_place_in_the_order() {
+        let any = ConnectionsQuery::default();
+        check(&any, "d", true);
+        let exact = ConnectionsQuery { device: Some("d1".into()), ..any.clone() };
+        check(&exact, "d1", true);
+        check(&exact, "d11", false);
+        let prefix = ConnectionsQuery { device: Some("d1*".into()), ..any.clone() };
+        check(&prefix, "d11", true);
+        check(&prefix, "e", false);
+        let protocol = ConnectionsQuery { protocol: Some(Protocol::MqttWebSocket), ..any.clone() };
+        check(&protocol, "d", false);
+        let after = ConnectionsQuery { after: Some("d".into()), ..any };
+        check(&after, "d", false);
+        check(&after, "d1", true);
+    }
+}

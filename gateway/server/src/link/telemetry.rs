@@ -1,0 +1,148 @@
+//! Messages of devices: taken, transferred, settled, and after a loss transferred again in the order they came.
+
+use amqp_endpoint::{LinkId, NotSent, Outcome as AmqpOutcome};
+use gateway_core::{
+    message::{Outcome, Refusal, Telemetry},
+    session::effect::Slot,
+    upstream::{self, Disposition},
+};
+
+use super::{
+    device::{Message, Role, Tie},
+    encode,
+    state::State,
+};
+use crate::{metrics::Limit, upstream::arena::Key};
+
+impl State {
+    /// Takes a message of `device`: encoded once, kept until it is settled. The session's window bounds how many.
+    pub(super) fn send(&mut self, device: u32, slot: Slot, telemetry: &Telemetry<'_>) {
+        let Some(owner) = self.devices.get_mut(device as usize) else { return };
+        let mut bytes = self.pool.buffers.take();
+        let sender = (!self.pool.target.is_iot_hub()).then_some(&owner.identity);
+        encode::telemetry(&mut bytes, telemetry, sender);
+        let given_us = self.pool.clock.turn_us();
+        let message = Message { device, slot, bytes, given_us, sent: None };
+        let key = self.messages.push_back(&mut owner.queue, message);
+        owner.next.get_or_insert(key);
+        self.pool.metrics.up.inflight.add(1);
+        self.pump(device);
+    }
+
+    /// Transfers what waits, as far as link and connection let it.
+    pub(super) fn pump(&mut self, device: u32) {
+        let Some(owner) = self.devices.get_mut(device as usize) else { return };
+        let link = match owner.sender {
+            Tie::Open(link) => link,
+            Tie::None if owner.next.is_some() => return self.want(device, Role::Telemetry),
+            _ => return,
+        };
+        let Some(endpoint) = &mut self.endpoint else { return };
+        while let Some(key) = owner.next {
+            let message = self.messages.get_mut(key).expect("a device's queue is in the arena");
+            match endpoint.send(link, u64::from(key.0), false, 0, &[&message.bytes]) {
+                Ok(()) => {
+                    message.sent = Some((link, self.pool.clock.turn_us()));
+                    owner.next = self.messages.after(key);
+                }
+                Err(NotSent::TooLarge) => {
+                    owner.next = self.messages.after(key);
+                    let message = self.messages.remove(&mut owner.queue, key).expect("it was there just now");
+                    message.end(&self.pool, &owner.inbox, Outcome::Refused(Refusal::TooLarge));
+                }
+                Err(not_sent) => {
+                    if not_sent == NotSent::OutputFull {
+                        self.pool.metrics.limits.at(Limit::UpstreamOutput).inc();
+                    }
+                    // `Sendable` follows, or the end of the link
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The hub's word on one message.
+    pub(super) fn handle_settled(&mut self, link: LinkId, key: Key, outcome: &AmqpOutcome) {
+        let Some(disposition) = disposition(outcome) else { return };
+        let Some(message) = self.messages.get(key) else { return };
+        if message.sent.is_none_or(|(sent, _)| sent != link) {
+            return;
+        }
+        let device = message.device;
+        let owner = self.devices.get_mut(device as usize).expect("messages leave with their device");
+        let message = self.messages.remove(&mut owner.queue, key).expect("it was there just now");
+        let took_us = self.pool.clock.turn_us().saturating_sub(message.given_us);
+        self.pool.metrics.up.settle.observe_us(took_us);
+        if disposition == Disposition::Accepted {
+            owner.trouble = None;
+        }
+        message.end(&self.pool, &owner.inbox, upstream::outcome(disposition));
+        if owner.leaving && owner.queue.is_empty() {
+            self.remove(device);
+        }
+    }
+
+    /// What was transferred on a link that is gone goes again, before anything newer.
+    pub(super) fn rewind(&mut self, device: u32) {
+        let Some(owner) = self.devices.get_mut(device as usize) else { return };
+        owner.next = owner.queue.first();
+        let mut next = owner.next;
+        while let Some(key) = next {
+            let message = self.messages.get_mut(key).expect("a device's queue is in the arena");
+            if message.sent.take().is_some() {
+                self.pool.metrics.upstream_resent.inc();
+            }
+            next = self.messages.after(key);
+        }
+    }
+
+    /// The link ended over the size of a message: the first one under way was it. Without this it would go again for ever.
+    pub(super) fn refuse_first(&mut self, device: u32) {
+        let Some(owner) = self.devices.get_mut(device as usize) else { return };
+        let Some(key) = owner.queue.first() else { return };
+        if self.messages.get(key).is_some_and(|message| message.sent.is_some()) {
+            if owner.next == Some(key) {
+                owner.next = self.messages.after(key);
+            }
+            let message = self.messages.remove(&mut owner.queue, key).expect("it was there just now");
+            message.end(&self.pool, &owner.inbox, Outcome::Refused(Refusal::TooLarge));
+        }
+    }
+
+    /// Looks at the oldest message of a device: too old altogether, or too long without a disposition.
+    /// False: the device was let go.
+    pub(super) fn check_age(&mut self, device: u32, now_us: u64) -> bool {
+        let Some(owner) = self.devices.get_mut(device as usize) else { return false };
+        let Some(message) = owner.queue.first().and_then(|key| self.messages.get(key)) else { return true };
+        let limits = &self.pool.target.limits;
+        let given = std::time::Duration::from_micros(now_us.saturating_sub(message.given_us));
+        if given >= limits.outage_max {
+            self.let_go(device, gateway_core::session::effect::CloseCause::HubUnreachable);
+            return false;
+        }
+        let Some((link, sent_us)) = message.sent else { return true };
+        let sent = std::time::Duration::from_micros(now_us.saturating_sub(sent_us));
+        if sent >= limits.settle_timeout && owner.sender == Tie::Open(link) {
+            self.pool.metrics.limits.at(Limit::SettleTimeout).inc();
+            tracing::debug!(device = %owner.identity, "no disposition in time, attaching again");
+            owner.sender = Tie::Detaching(link);
+            if let Some(endpoint) = &mut self.endpoint {
+                endpoint.detach(link);
+            }
+        }
+        true
+    }
+}
+
+/// The terminal state in the words of the core; `None`: in doubt, and the end of its link follows.
+fn disposition(outcome: &AmqpOutcome) -> Option<Disposition<'_>> {
+    match outcome {
+        AmqpOutcome::Accepted => Some(Disposition::Accepted),
+        AmqpOutcome::Rejected(error) => Some(Disposition::Rejected(error.as_ref().map(|error| &*error.condition))),
+        AmqpOutcome::Released => Some(Disposition::Released),
+        AmqpOutcome::Modified { undeliverable_here, .. } => {
+            Some(Disposition::Modified { undeliverable_here: *undeliverable_here })
+        }
+        AmqpOutcome::Lost => None,
+    }
+}

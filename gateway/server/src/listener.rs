@@ -1,0 +1,246 @@
+//! Listening sockets, one per core and listener (`SO_REUSEPORT`), and the gate that every new connection passes.
+//!
+//! At a bound each socket holds one connection at the gate, unread; all others stay in the listen queue.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    rc::Rc,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use gateway_core::settings::{Limits, Listener, Protocol};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::{
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tracing::{debug, warn};
+
+use crate::{
+    connection::{Accepted, Connection},
+    core::Core,
+    metrics::Limit,
+    transport::Transport,
+};
+
+/// Connections that wait in the listen queue; the system's `somaxconn` may lower it.
+const BACKLOG: i32 = 4096;
+/// First and longest pause after an error of `accept` that will not go away by itself.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// One core's socket of one listener.
+#[derive(Debug)]
+pub struct Bound {
+    /// Of the settings.
+    pub name: String,
+    /// What is spoken there.
+    pub protocol: Protocol,
+    /// Where it really listens.
+    pub address: SocketAddr,
+    socket: TcpListener,
+}
+
+/// Bounds of the whole process on who may come in; touched once per connection.
+#[derive(Debug)]
+pub struct Gate {
+    connections: Arc<Semaphore>,
+    handshakes: Arc<Semaphore>,
+    rate: Mutex<Bucket>,
+}
+
+/// Opens `listener` for each of `cores` cores; port 0 becomes the same free port for all.
+pub fn bind(listener: &Listener, cores: usize) -> io::Result<Vec<Bound>> {
+    let mut address = SocketAddr::new(listener.address, listener.port);
+    // SO_REUSEPORT would let two gateways share a port in silence
+    drop(open(address, false)?);
+    let mut bound = Vec::with_capacity(cores);
+    for _ in 0..cores {
+        let socket = open(address, true)?;
+        socket.listen(BACKLOG)?;
+        let socket = TcpListener::from(socket);
+        address = socket.local_addr()?;
+        bound.push(Bound { name: listener.name.clone(), protocol: listener.protocol, address, socket });
+    }
+    Ok(bound)
+}
+
+fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    // inherited by every socket that is accepted
+    socket.set_tcp_nodelay(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&SockAddr::from(address))?;
+    Ok(socket)
+}
+
+/// Takes connections as the gate allows, for ever.
+pub async fn accept(core: Rc<Core>, listener: Bound) {
+    let Bound { name, protocol, socket, .. } = listener;
+    let socket = match tokio::net::TcpListener::from_std(socket) {
+        Ok(socket) => socket,
+        Err(error) => return warn!(listener = name, %error, "listener cannot be watched"),
+    };
+    let mut pause = PAUSE.0;
+    loop {
+        match socket.accept().await {
+            Ok((stream, address)) => {
+                pause = PAUSE.0;
+                let permits = core.shared.gate.enter(&core).await;
+                take(&core, protocol, stream, address, permits);
+                // messages pass between two handshakes
+                tokio::task::yield_now().await;
+            }
+            Err(error) => pause = after_error(&core, &name, &error, pause).await,
+        }
+    }
+}
+
+fn take(
+    core: &Rc<Core>,
+    protocol: Protocol,
+    stream: TcpStream,
+    address: SocketAddr,
+    (connection_permit, handshake_permit): (OwnedSemaphorePermit, OwnedSemaphorePermit),
+) {
+    let tls = core.shared.credentials.load().tls.clone();
+    let Ok(transport) = Transport::new(protocol, tls) else {
+        core.metrics.accept_errors.inc();
+        return;
+    };
+    let place = core.enroll(address, protocol);
+    let accepted = Accepted { stream, protocol, transport, place, connection_permit, handshake_permit };
+    tokio::task::spawn_local(Connection::new(Rc::clone(core), accepted));
+}
+
+/// Waits where waiting helps; gives the pause for the next error in a row.
+async fn after_error(core: &Core, listener: &str, error: &io::Error, pause: Duration) -> Duration {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    match error.raw_os_error() {
+        // the device was gone before we took it
+        _ if error.kind() == io::ErrorKind::ConnectionAborted => return PAUSE.0,
+        Some(ENFILE | EMFILE) => {
+            core.metrics.limits.at(Limit::OpenFiles).inc();
+            if pause == PAUSE.0 {
+                warn!(listener, %error, "no file descriptor left: accepting pauses");
+            }
+        }
+        _ => {
+            core.metrics.accept_errors.inc();
+            debug!(listener, %error, "accept failed");
+        }
+    }
+    tokio::time::sleep(pause).await;
+    (pause * 2).min(PAUSE.1)
+}
+
+impl Gate {
+    /// As `limits` say.
+    pub fn new(limits: &Limits) -> Self {
+        Self {
+            connections: Arc::new(Semaphore::new(limits.connections_max as usize)),
+            handshakes: Arc::new(Semaphore::new(limits.handshakes_max as usize)),
+            rate: Mutex::new(Bucket::new(f64::from(limits.connects_per_second))),
+        }
+    }
+
+    /// Waits until one more connection may be there, shake hands, and come at this rate.
+    async fn enter(&self, core: &Core) -> (OwnedSemaphorePermit, OwnedSemaphorePermit) {
+        let connection = permit(&self.connections, core, Limit::Connections).await;
+        let handshake = permit(&self.handshakes, core, Limit::Handshakes).await;
+        let mut counted = false;
+        loop {
+            let wait = self.rate.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
+            let Err(wait) = wait else { return (connection, handshake) };
+            if !std::mem::replace(&mut counted, true) {
+                core.metrics.limits.at(Limit::ConnectsPerSecond).inc();
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+async fn permit(of: &Arc<Semaphore>, core: &Core, limit: Limit) -> OwnedSemaphorePermit {
+    if let Ok(permit) = Arc::clone(of).try_acquire_owned() {
+        return permit;
+    }
+    core.metrics.limits.at(limit).inc();
+    Arc::clone(of).acquire_owned().await.expect("the gate's semaphores are never closed")
+}
+
+/// A token bucket: `rate` tokens per second, a tenth of a second's worth at once.
+#[derive(Debug)]
+struct Bucket {
+    rate: f64,
+    tokens: f64,
+    filled: Option<Instant>,
+}
+
+impl Bucket {
+    fn new(rate: f64) -> Self {
+        Self { rate, tokens: Self::depth(rate), filled: None }
+    }
+
+    fn depth(rate: f64) -> f64 {
+        (rate / 10.0).max(1.0)
+    }
+
+    /// Takes one token, or says how long to wait before asking again.
+    fn take(&mut self, now: Instant) -> Result<(), Duration> {
+        let passed = now.saturating_duration_since(self.filled.unwrap_or(now));
+        self.filled = Some(now);
+        self.tokens = (self.tokens + passed.as_secs_f64() * self.rate).min(Self::depth(self.rate));
+        if self.tokens >= 1.0 {
+            self.tokens -= 1.0;
+            return Ok(());
+        }
+        Err(Duration::from_secs_f64((1.0 - self.tokens) / self.rate).max(Duration::from_millis(1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{IpAddr, Ipv4Addr},
+        time::{Duration, Instant},
+    };
+
+    use gateway_core::settings::{Listener, Protocol};
+
+    use super::{Bucket, bind};
+
+    #[test]
+    fn connects_come_at_the_rate_of_the_settings() {
+        let (mut bucket, start) = (Bucket::new(50.0), Instant::now());
+        let taken = (0..2000).filter(|ms| bucket.take(start + Duration::from_millis(*ms)).is_ok()).count();
+        assert!((100..=105).contains(&taken), "{taken} in two seconds at 50 per second");
+    }
+
+    #[test]
+    fn the_wait_that_is_told_is_enough() {
+        let (mut bucket, start) = (Bucket::new(4.0), Instant::now());
+        assert!(bucket.take(start).is_ok());
+        let wait = bucket.take(start).unwrap_err();
+        assert!(bucket.take(start + wait).is_ok());
+    }
+
+    #[test]
+    fn all_cores_share_one_free_port_and_nobody_else_does() {
+        let listener = |port| Listener {
+            name: "a".into(),
+            protocol: Protocol::MqttPlain,
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port,
+        };
+        let bound = bind(&listener(0), 3).unwrap();
+        let port = bound[0].address.port();
+        assert!(port != 0 && bound.iter().all(|bound| bound.address.port() == port));
+        assert_eq!(bind(&listener(port), 1).unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
+    }
+}

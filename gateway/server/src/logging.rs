@@ -1,0 +1,30 @@
+//! Log lines as text or JSON, to standard error.
+
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::{EnvFilter, fmt};
+
+/// Shape of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Starts logging. `RUST_LOG` wins over `level`, a filter such as `info` or `gateway=debug`.
+///
+/// # Errors
+/// The filter that is wrong, in words.
+pub fn init(format: Format, level: &str) -> Result<(), String> {
+    let directives = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| level.to_owned());
+    let filter = EnvFilter::try_new(&directives)
+        .map_err(|error| format!("log level `{directives}`: {error}; expected e.g. `info` or `gateway=debug`"))?;
+    let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match format {
+        Format::Text => lines.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
+        Format::Json => lines.json().flatten_event(true).try_init(),
+    };
+    started.map_err(|error| error.to_string())
+}

@@ -1,0 +1,275 @@
+//! The composition: one thread per core that serves devices, one that keeps house (admin port, secrets, summary).
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    thread::JoinHandle,
+    time::Instant,
+};
+
+use arc_swap::ArcSwap;
+use gateway_core::{
+    settings::{Protocol, Settings},
+    time::Millis,
+};
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info, warn};
+
+use crate::{
+    admin,
+    core::{self, Order, Parts},
+    listener::{self, Bound, Gate},
+    metrics::export::Registry,
+    presence::Presence,
+    reload::Watcher,
+    secrets::{Credentials, Directory},
+    summary,
+};
+
+/// Orders that may wait for one core.
+const ORDERS_MAX: usize = 1024;
+
+/// What only the command line says.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Threads that serve devices.
+    pub cores: usize,
+    /// Where secrets are.
+    pub secrets: PathBuf,
+}
+
+/// What all cores share. Nothing of it is touched for a message.
+pub struct Shared {
+    /// What the gateway runs by.
+    pub settings: Arc<Settings>,
+    /// Zero of every clock of this process.
+    pub start: Instant,
+    /// Who is connected where.
+    pub presence: Presence,
+    /// Certificates and keys in force.
+    pub credentials: ArcSwap<Credentials>,
+    /// All metrics.
+    pub registry: Registry,
+    /// Who may come in.
+    pub gate: Gate,
+    /// How to reach each core.
+    pub cores: Vec<mpsc::Sender<Order>>,
+    /// Until when connections may settle, once the gateway drains.
+    pub drain: watch::Sender<Option<Millis>>,
+}
+
+/// Why a gateway cannot start; nothing is left running.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Some secrets are missing or wrong.
+    #[error("secrets:\n  {}", .0.join("\n  "))]
+    Secrets(Vec<String>),
+    /// A port is not to be had.
+    #[error("{name} on {address}: {error}")]
+    Bind {
+        /// Listener, or `admin`.
+        name: String,
+        /// As configured.
+        address: SocketAddr,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// A thread or runtime cannot be made.
+    #[error("thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// A running gateway.
+pub struct Gateway {
+    /// Name, protocol and real address of every listener.
+    pub listeners: Vec<(String, Protocol, SocketAddr)>,
+    /// Real address of the admin port.
+    pub admin: SocketAddr,
+    shared: Arc<Shared>,
+    cores: Vec<JoinHandle<()>>,
+    house: Option<JoinHandle<()>>,
+    stopped: watch::Sender<bool>,
+    ended: mpsc::Receiver<u16>,
+}
+
+impl Gateway {
+    /// Reads the secrets, opens every port, and serves.
+    pub fn start(settings: Settings, options: &Options) -> Result<Self, StartError> {
+        let settings = Arc::new(settings);
+        let mut watcher = Watcher::new(Arc::clone(&settings), Directory::new(&options.secrets));
+        let loaded = watcher.load().map_err(StartError::Secrets)?;
+        let mut ports = bind_all(&settings, options.cores)?;
+        let admin = bind_admin(&settings)?;
+        let (orders, inboxes): (Vec<_>, Vec<_>) = (0..options.cores).map(|_| mpsc::channel(ORDERS_MAX)).unzip();
+        let shared = Arc::new(Shared {
+            start: Instant::now(),
+            presence: Presence::new(),
+            credentials: ArcSwap::from_pointee(loaded.credentials),
+            registry: Registry::new(options.cores),
+            gate: Gate::new(&settings.limits),
+            cores: orders,
+            drain: watch::channel(None).0,
+            settings,
+        });
+        let mut gateway = Self::new(&shared, &ports, admin.local_addr()?);
+        let (ended, receiver) = mpsc::channel(options.cores);
+        gateway.ended = receiver;
+        for (index, orders) in inboxes.into_iter().enumerate() {
+            let listeners = ports.iter_mut().map(|cores| cores.remove(0)).collect();
+            let (shared, secrets) = (Arc::clone(&shared), Arc::clone(&loaded.upstream));
+            let parts = Parts { index: index as u16, shared, listeners, secrets, orders };
+            gateway.cores.push(spawn_core(parts, ended.clone())?);
+        }
+        gateway.house = Some(spawn_house(shared, watcher, admin, loaded.admin, gateway.stopped.subscribe())?);
+        gateway.announce();
+        Ok(gateway)
+    }
+
+    fn new(shared: &Arc<Shared>, ports: &[Vec<Bound>], admin: SocketAddr) -> Self {
+        let listeners = ports.iter().filter_map(|cores| cores.first());
+        Self {
+            listeners: listeners.map(|bound| (bound.name.clone(), bound.protocol, bound.address)).collect(),
+            admin,
+            shared: Arc::clone(shared),
+            cores: Vec::new(),
+            house: None,
+            stopped: watch::channel(false).0,
+            ended: mpsc::channel(1).1,
+        }
+    }
+
+    fn announce(&self) {
+        for (name, protocol, address) in &self.listeners {
+            info!(listener = name, protocol = protocol_name(*protocol), %address, "listening");
+            if *protocol == Protocol::MqttPlain {
+                warn!(listener = name, "MQTTPlain has no encryption: it is for loopback and tests only");
+            }
+        }
+        info!(address = %self.admin, cores = self.cores.len(), "admin port open, gateway serves");
+    }
+
+    /// The address of the listener `name`.
+    pub fn address(&self, name: &str) -> Option<SocketAddr> {
+        self.listeners.iter().find(|(listener, ..)| listener == name).map(|(.., address)| *address)
+    }
+
+    /// Its metrics.
+    pub fn registry(&self) -> &Registry {
+        &self.shared.registry
+    }
+
+    /// Ready when a core has ended, with its number: after [`Self::drain`], or because it failed.
+    pub async fn core_ended(&mut self) -> Option<u16> {
+        self.ended.recv().await
+    }
+
+    /// Stops accepting and lets what is in flight settle, at most for `shutdownTimeout`. Returns at once.
+    pub fn drain(&self) {
+        self.shared.registry.process.draining.store(true, Relaxed);
+        let now = Millis(self.shared.start.elapsed().as_millis() as u64);
+        let deadline = now.after(self.shared.settings.limits.shutdown_timeout);
+        // the first time counts
+        self.shared.drain.send_if_modified(|until| until.is_none() && until.replace(deadline).is_none());
+    }
+
+    /// Drains, and waits until everything is closed.
+    pub fn stop(mut self) {
+        self.drain();
+        self.join();
+    }
+
+    fn join(&mut self) {
+        for core in self.cores.drain(..) {
+            if core.join().is_err() {
+                error!("a core panicked");
+            }
+        }
+        self.stopped.send_replace(true);
+        if let Some(house) = self.house.take()
+            && house.join().is_err()
+        {
+            error!("the housekeeping thread panicked");
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.drain();
+        self.join();
+    }
+}
+
+fn bind_all(settings: &Settings, cores: usize) -> Result<Vec<Vec<Bound>>, StartError> {
+    let bind = |listener| {
+        listener::bind(listener, cores).map_err(|error| StartError::Bind {
+            name: listener.name.clone(),
+            address: SocketAddr::new(listener.address, listener.port),
+            error,
+        })
+    };
+    settings.listeners.iter().map(bind).collect()
+}
+
+fn bind_admin(settings: &Settings) -> Result<std::net::TcpListener, StartError> {
+    let address = SocketAddr::new(settings.admin.address, settings.admin.port);
+    let bind = || {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    bind().map_err(|error| StartError::Bind { name: "admin".to_owned(), address, error })
+}
+
+fn spawn_core(parts: Parts, ended: mpsc::Sender<u16>) -> std::io::Result<JoinHandle<()>> {
+    let index = parts.index;
+    std::thread::Builder::new().name(format!("core-{index}")).spawn(move || {
+        let _tell = TellEnd { index, ended };
+        if let Err(error) = core::run(parts) {
+            error!(core = index, %error, "core cannot run");
+        }
+    })
+}
+
+/// Tells that a core's thread ended, even by a panic.
+struct TellEnd {
+    index: u16,
+    ended: mpsc::Sender<u16>,
+}
+
+impl Drop for TellEnd {
+    fn drop(&mut self) {
+        // there is room for every core once; nobody may be listening any more
+        let _nobody = self.ended.try_send(self.index);
+    }
+}
+
+fn spawn_house(
+    shared: Arc<Shared>,
+    watcher: Watcher,
+    admin: std::net::TcpListener,
+    admin_tls: Option<Arc<rustls::ServerConfig>>,
+    mut stopped: watch::Receiver<bool>,
+) -> std::io::Result<JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let admin_tls = admin_tls.map(|config| Arc::new(ArcSwap::new(config)));
+    std::thread::Builder::new().name("house".to_owned()).spawn(move || {
+        runtime.block_on(async move {
+            tokio::spawn(watcher.watch(Arc::clone(&shared), admin_tls.clone()));
+            tokio::spawn(summary::tell(Arc::clone(&shared)));
+            tokio::spawn(admin::serve(shared, admin, admin_tls));
+            // an error means that the gateway itself is gone
+            let _gone = stopped.wait_for(|stopped| *stopped).await;
+        });
+    })
+}
+
+/// The name of a protocol as the configuration writes it.
+pub fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Mqtt => "MQTT",
+        Protocol::MqttWebSocket => "MQTTWebSocket",
+        Protocol::MqttPlain => "MQTTPlain",
+    }
+}

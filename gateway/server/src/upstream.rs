@@ -1,0 +1,142 @@
+//! The hub's side of one core: which AMQP connection carries which device, and what a device connection may ask of it.
+//!
+//! Everything here belongs to one thread (`Rc`, `RefCell`, no lock). A device connection calls and never waits; what the
+//! hub answers comes back as [`UpstreamEvent`]s. It never decides what a device is told: that is the session's.
+
+pub(crate) mod arena;
+pub(crate) mod buffers;
+pub(crate) mod clock;
+pub(crate) mod inbox;
+pub(crate) mod pool;
+mod secrets;
+mod target;
+
+use std::{
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use gateway_core::{
+    auth::Refused,
+    message::{CommandTag, DeviceId, Settlement, Telemetry},
+    session::effect::Slot,
+    settings::Settings,
+    time::UnixSeconds,
+};
+
+use self::{inbox::Inbox, pool::Pool};
+use crate::{link::Link, metrics::Metrics};
+pub use inbox::UpstreamEvent;
+pub use secrets::{SecretError, UpstreamSecrets};
+
+/// Which part of the process's AMQP connections is this core's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CoreShare {
+    /// Number of this core, from 0.
+    pub core: u16,
+    /// Cores that share `connections_max`.
+    pub cores: u16,
+}
+
+/// The AMQP connections of one core. Cheap to clone; lives on one `current_thread` runtime, inside a `LocalSet`.
+#[derive(Clone)]
+pub struct Upstream(Rc<Pool>);
+
+/// One device's hold on its AMQP connection. Dropping it detaches the device's links: the command receiver at once, the
+/// telemetry sender when what was handed over is settled (a Will, for one).
+pub struct DeviceLink {
+    inbox: Rc<Inbox>,
+}
+
+impl Upstream {
+    /// A pool without connections: the first device opens one.
+    ///
+    /// It counts `metrics.up.settle`, `metrics.up.inflight`, everything named `upstream_*` and the upstream's limits; the
+    /// rest is the caller's.
+    pub fn new(
+        settings: Arc<Settings>,
+        secrets: Arc<UpstreamSecrets>,
+        share: CoreShare,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self(Rc::new(Pool::new(settings, secrets, share, metrics)))
+    }
+
+    /// Uses `secrets` for connections opened and policy tokens made from now on.
+    pub fn set_secrets(&self, secrets: Arc<UpstreamSecrets>) {
+        self.0.secrets.replace(secrets);
+    }
+
+    /// Gives `identity` a place on an AMQP connection. Refused with CONNACK 3 when none has room or the hub is away.
+    pub fn open(&self, identity: &DeviceId) -> Result<DeviceLink, Refused> {
+        self.0.open(identity).map(|inbox| DeviceLink { inbox })
+    }
+
+    /// Closes every AMQP connection in good order, once what was handed over is settled; returns when all are closed or
+    /// `request_timeout` has passed. No device is taken from now on.
+    pub async fn shutdown(&self) {
+        self.0.drain();
+        let deadline = tokio::time::Instant::now() + self.0.target.limits.request_timeout;
+        while self.0.running.get() > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+impl DeviceLink {
+    /// Asks the hub whether `token` proves this device (CBS put-token); answered by [`UpstreamEvent::Authorized`].
+    pub fn authorize(&self, token: &str, expires: UnixSeconds) {
+        self.on_link(|link, device| link.authorize(device, token, expires));
+    }
+
+    /// Hands one message over; answered by [`UpstreamEvent::Outcome`]. It is encoded before this returns.
+    pub fn send(&self, slot: Slot, telemetry: &Telemetry<'_>) {
+        self.on_link(|link, device| link.send(device, slot, telemetry));
+    }
+
+    /// Attaches the command receiver: at most `credit` (at least 1) commands unsettled at a time.
+    pub fn open_commands(&self, credit: u32) {
+        self.on_link(|link, device| link.open_commands(device, credit));
+    }
+
+    /// Detaches the command receiver; commands not settled yet go back to the hub.
+    pub fn close_commands(&self) {
+        self.on_link(Link::close_commands);
+    }
+
+    /// Settles a command. A tag of a link that is gone is ignored: the hub has the command back already.
+    pub fn settle(&self, tag: CommandTag, settlement: Settlement) {
+        self.on_link(|link, device| link.settle(device, tag, settlement));
+    }
+
+    /// Ready when [`DeviceLink::next_event`] has something; else the task of `cx` is woken when it has.
+    pub fn poll_events(&self, cx: &Context<'_>) -> Poll<()> {
+        self.inbox.poll(cx)
+    }
+
+    /// The oldest event not yet taken.
+    pub fn next_event(&self) -> Option<UpstreamEvent> {
+        self.inbox.next()
+    }
+
+    /// Nothing is done once the hub has let go of the device: `Lost` says it all.
+    fn on_link(&self, call: impl FnOnce(&Link, u32)) {
+        // the borrow ends before the call: what is called may take the route away
+        let route = self.inbox.route.borrow().as_ref().map(|route| (Rc::clone(&route.link), route.device));
+        if let Some((link, device)) = route {
+            call(&link, device);
+        }
+    }
+}
+
+impl Drop for DeviceLink {
+    fn drop(&mut self) {
+        self.inbox.close();
+        let route = self.inbox.route.take();
+        if let Some(route) = route {
+            route.link.leave(route.device);
+        }
+    }
+}

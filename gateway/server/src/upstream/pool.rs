@@ -1,0 +1,151 @@
+//! The AMQP connections of one core and what they share: settings, secrets, clock, buffers, counters, who is where.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+};
+
+use gateway_core::{
+    auth::{Refused, RefusedReason},
+    codec::packet::ConnectCode,
+    message::DeviceId,
+    session::effect::CloseCause,
+    settings::{Sas, Settings},
+    upstream::{ConnectionKey, NoRoom, Placement},
+};
+
+use super::{
+    CoreShare, UpstreamSecrets,
+    arena::Arena,
+    buffers::Buffers,
+    clock::Clock,
+    inbox::{Events, Inbox, Route},
+    target::Target,
+};
+use crate::{
+    link::{Link, Passenger},
+    metrics::{Limit, Metrics},
+};
+
+/// Bytes read from a socket at a time; one such buffer serves every AMQP connection of the core.
+const READ_BYTES: usize = 256 * 1024;
+
+/// CONNACK 3: the hub is away, busy or did not answer.
+pub(crate) const UNAVAILABLE: Refused =
+    Refused { code: ConnectCode::ServerUnavailable, reason: RefusedReason::HubUnavailable };
+
+/// CONNACK 3: every AMQP connection is full.
+pub(crate) const NO_ROOM: Refused = Refused { code: ConnectCode::ServerUnavailable, reason: RefusedReason::Capacity };
+
+/// CONNACK 3: the gateway stops.
+const DRAINING: Refused = Refused { code: ConnectCode::ServerUnavailable, reason: RefusedReason::Draining };
+
+/// One core's AMQP connections.
+pub(crate) struct Pool {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) target: Target,
+    pub(crate) secrets: RefCell<Arc<UpstreamSecrets>>,
+    pub(crate) share: CoreShare,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) clock: Clock,
+    pub(crate) buffers: Buffers,
+    pub(crate) events: Events,
+    /// Where sockets are read into.
+    pub(crate) scratch: RefCell<Box<[u8]>>,
+    pub(crate) placement: RefCell<Placement>,
+    /// By [`ConnectionKey`].
+    links: RefCell<Vec<Option<Rc<Link>>>>,
+    /// Tasks of AMQP connections that have not ended, closing ones too.
+    pub(crate) running: Cell<usize>,
+    pub(crate) draining: Cell<bool>,
+}
+
+impl Pool {
+    pub(crate) fn new(
+        settings: Arc<Settings>,
+        secrets: Arc<UpstreamSecrets>,
+        share: CoreShare,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let target = Target::new(&settings);
+        let device_tokens = settings.authentication.sas == Sas::Hub;
+        let connections_max = (target.limits.connections_max / u32::from(share.cores).max(1)).max(1);
+        Self {
+            placement: RefCell::new(Placement::new(&target.limits, connections_max as usize, device_tokens)),
+            settings,
+            target,
+            secrets: RefCell::new(secrets),
+            share,
+            metrics,
+            clock: Clock::start(),
+            buffers: Buffers::default(),
+            events: Rc::new(RefCell::new(Arena::new())),
+            scratch: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
+            links: RefCell::new(Vec::new()),
+            running: Cell::new(0),
+            draining: Cell::new(false),
+        }
+    }
+
+    /// Gives `identity` a place.
+    pub(crate) fn open(self: &Rc<Self>, identity: &DeviceId) -> Result<Rc<Inbox>, Refused> {
+        if self.draining.get() {
+            return Err(DRAINING);
+        }
+        let link = self.place().map_err(|NoRoom| NO_ROOM)?;
+        if link.is_away() {
+            self.placement.borrow_mut().leave(link.key, self.clock.monotonic());
+            return Err(UNAVAILABLE);
+        }
+        let inbox = Rc::new(Inbox::new(Rc::clone(&self.events)));
+        Self::seat(&link, Passenger::new(identity.clone(), Rc::clone(&inbox)));
+        Ok(inbox)
+    }
+
+    /// Takes a place on an AMQP connection, and opens that if it is new.
+    fn place(self: &Rc<Self>) -> Result<Rc<Link>, NoRoom> {
+        let placed = self.placement.borrow_mut().place().inspect_err(|NoRoom| {
+            self.metrics.limits.at(Limit::UpstreamConnections).inc();
+        })?;
+        let mut links = self.links.borrow_mut();
+        let index = placed.connection.0;
+        if links.len() <= index {
+            links.resize_with(index + 1, || None);
+        }
+        if placed.open {
+            links[index] = Some(Link::start(Rc::clone(self), placed.connection));
+        }
+        Ok(Rc::clone(links[index].as_ref().expect("a placed connection is in the table until it is removed")))
+    }
+
+    fn seat(link: &Rc<Link>, passenger: Passenger) {
+        let inbox = Rc::clone(&passenger.inbox);
+        let device = link.take_on(passenger);
+        inbox.route.replace(Some(Route { link: Rc::clone(link), device }));
+    }
+
+    /// Gives a device that its connection cannot serve a place on another one (trap 24).
+    pub(crate) fn relocate(self: &Rc<Self>, passenger: Passenger) {
+        match self.place() {
+            Ok(link) => Self::seat(&link, passenger),
+            Err(NoRoom) => passenger.refuse(self, NO_ROOM, CloseCause::HubUnreachable),
+        }
+    }
+
+    /// The connection takes no device any more; its key may be given again.
+    pub(crate) fn remove(&self, key: ConnectionKey) {
+        self.placement.borrow_mut().remove(key);
+        if let Some(link) = self.links.borrow_mut().get_mut(key.0) {
+            link.take();
+        }
+    }
+
+    /// Every AMQP connection ends as soon as nothing is in flight on it.
+    pub(crate) fn drain(&self) {
+        self.draining.set(true);
+        for link in self.links.borrow().iter().flatten() {
+            link.wake();
+        }
+    }
+}

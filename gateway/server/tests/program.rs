@@ -1,0 +1,166 @@
+//! The program itself: command line, exit codes, signals.
+
+#![expect(clippy::unwrap_used, reason = "what is missing here ends the test, and says where")]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::{TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+const KEY: &str = "a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s=";
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("gateway-program-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(path.join("secrets/keys")).unwrap();
+        fs::create_dir_all(path.join("secrets/policy")).unwrap();
+        fs::write(path.join("secrets/keys/keys"), format!("d1 {KEY}\n")).unwrap();
+        fs::write(path.join("secrets/policy/key"), KEY).unwrap();
+        Self(path)
+    }
+
+    fn config(&self, yaml: &str) -> PathBuf {
+        let path = self.0.join("gateway.yaml");
+        fs::write(&path, yaml).unwrap();
+        path
+    }
+
+    fn command(&self, yaml: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
+        command.arg("--config").arg(self.config(yaml)).arg("--secrets").arg(self.0.join("secrets"));
+        command.env_remove("RUST_LOG").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
+
+fn yaml(port: u16) -> String {
+    format!(
+        "listeners: [{{name: plain, protocol: MQTTPlain, port: {port}}}]
+authentication: {{sas: {{verify: Local, deviceKeys: {{secretName: keys}}}}}}
+upstream: {{iotHub: {{hostName: localhost, port: 1, policy: {{name: device, secretName: policy}}}}}}
+admin: {{port: 0}}
+limits: {{shutdownTimeout: 1s}}
+"
+    )
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Starts it and reads its log until it serves; gives the port of `plain`.
+fn serving(folder: &Folder) -> (Child, u16) {
+    let mut child = folder.command(&yaml(0)).args(["--log-format", "json", "--cores", "2"]).spawn().unwrap();
+    let mut port = None;
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while log.read_line(&mut line).unwrap() > 0 {
+        let entry: serde_json::Value = serde_json::from_str(&line).unwrap();
+        match entry["message"].as_str().unwrap() {
+            "listening" => port = entry["address"].as_str().unwrap().rsplit(':').next().unwrap().parse().ok(),
+            message if message.contains("gateway serves") => break,
+            _ => {}
+        }
+        line.clear();
+    }
+    // the rest of the log must not fill the pipe
+    std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+    (child, port.expect("it says where it listens"))
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+fn exit_code(child: &mut Child) -> i32 {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code().unwrap();
+        }
+        assert!(Instant::now() < until, "it does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn check_prints_ok_or_every_error_and_exits_with_2() {
+    let folder = Folder::new();
+    let good = folder.command(&yaml(0)).arg("--check").output().unwrap();
+    assert_eq!((good.status.code(), good.stdout.as_slice()), (Some(0), b"OK\n".as_slice()), "{}", stderr(&good));
+    let wrong = yaml(0).replace("protocol: MQTTPlain", "protocol: MQTTPlain, address: 0.0.0.0").replace("1s", "1 week");
+    let wrong = folder.command(&wrong).arg("--check").output().unwrap();
+    assert_eq!(wrong.status.code(), Some(2));
+    for path in ["listeners[0].address", "limits.shutdownTimeout"] {
+        assert!(stderr(&wrong).contains(path), "{path} is not in {}", stderr(&wrong));
+    }
+    fs::write(folder.0.join("secrets/keys/keys"), "d1 not-base64\n").unwrap();
+    let secret = folder.command(&yaml(0)).arg("--check").output().unwrap();
+    assert_eq!(secret.status.code(), Some(2));
+    assert!(stderr(&secret).contains("keys/keys") && !stderr(&secret).contains("not-base64"), "{}", stderr(&secret));
+}
+
+#[test]
+fn a_wrong_configuration_or_a_missing_secret_ends_with_2_before_any_port_is_opened() {
+    let folder = Folder::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    // with this port the start would fail with 1 if it came to that
+    let port = taken.local_addr().unwrap().port();
+    let unknown = folder.command(&format!("{}surprise: 1\n", yaml(port))).output().unwrap();
+    assert_eq!(unknown.status.code(), Some(2), "{}", stderr(&unknown));
+    assert!(stderr(&unknown).contains("surprise"), "{}", stderr(&unknown));
+    let elsewhere = folder.command(&yaml(port)).arg("--secrets").arg(folder.0.join("nowhere")).output().unwrap();
+    assert_eq!(elsewhere.status.code(), Some(2), "{}", stderr(&elsewhere));
+    fs::remove_file(folder.0.join("secrets/policy/key")).unwrap();
+    let missing = folder.command(&yaml(port)).output().unwrap();
+    assert_eq!(missing.status.code(), Some(2), "{}", stderr(&missing));
+    assert!(stderr(&missing).contains("policy/key"), "{}", stderr(&missing));
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let folder = Folder::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let output = folder.command(&yaml(port)).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains(&format!("plain on 127.0.0.1:{port}")), "{}", stderr(&output));
+}
+
+#[test]
+fn sigterm_drains_and_exits_with_0() {
+    let folder = Folder::new();
+    let (mut child, port) = serving(&folder);
+    let _silent = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    signal(&child, Signal::TERM);
+    assert_eq!(exit_code(&mut child), 0);
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+#[test]
+fn help_shows_examples_and_version_the_version() {
+    let run = |argument: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_gateway")).arg(argument).output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(run("--help").contains("gateway --config gateway.yaml --check"));
+    assert_eq!(run("--version"), format!("gateway {}\n", env!("CARGO_PKG_VERSION")));
+}

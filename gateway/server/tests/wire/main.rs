@@ -1,0 +1,10 @@
+//! The gateway on real sockets, judged by clients that share no code with it.
+
+#![expect(clippy::unwrap_used, reason = "what is missing here ends the test, and says where")]
+
+mod admin;
+mod bridge;
+mod refusals;
+mod support;
+mod takeover;
+mod transports;
