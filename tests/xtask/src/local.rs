@@ -88,14 +88,17 @@ pub(crate) fn build<const N: usize>(programs: [&str; N], profile: Profile) -> an
         }
     };
     process::run(&mut command)?;
-    let root = process::workspace_root();
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let target = std::path::absolute(target.join(directory))?;
+    let target = std::path::absolute(target().join(directory))?;
     let paths = programs.map(|program| target.join(program));
     for path in &paths {
         anyhow::ensure!(path.exists(), "{} was not built", path.display());
     }
     Ok(paths)
+}
+
+/// Where cargo builds to.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| process::workspace_root().join("target"), PathBuf::from)
 }
 
 /// `30s`, `5m`, `1h` or plain seconds.

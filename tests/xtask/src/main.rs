@@ -4,18 +4,17 @@
 //! changes a file of the checkout other than below `target/`.
 
 mod bench;
-mod cache;
 mod clients;
+mod cluster;
 mod crds;
 mod local;
-mod packages;
-mod process;
-mod step;
 mod test;
+mod up;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use xtask::{packages, process, step};
 
 /// Build, run and judge the protocol gateway.
 #[derive(Parser)]
@@ -35,6 +34,10 @@ enum Command {
     Crds(crds::Arguments),
     /// Run the tests of the levels named, or of all of them.
     Test(test::Arguments),
+    /// Leave a real Kubernetes running on this machine; needs root.
+    Up,
+    /// Remove every trace of it, and of tests that were killed.
+    Down,
 }
 
 fn main() -> ExitCode {
@@ -54,5 +57,7 @@ fn run() -> anyhow::Result<()> {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Crds(arguments) => crds::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Up => up::up(),
+        Command::Down => up::down(),
     }
 }

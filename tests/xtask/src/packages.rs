@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use crate::{cache, process, step};
 
 /// Makes sure that `program` can be run, from Debian's `package` if need be.
-pub(crate) fn debian(program: &str, package: &str) -> anyhow::Result<()> {
+pub fn debian(program: &str, package: &str) -> anyhow::Result<()> {
     if process::is_there(program) {
         return Ok(());
     }
@@ -34,7 +34,7 @@ pub(crate) fn debian(program: &str, package: &str) -> anyhow::Result<()> {
 }
 
 /// The Python of a virtual environment that holds what `requirements` (a pip file with exact versions) names.
-pub(crate) fn python(requirements: &Path) -> anyhow::Result<PathBuf> {
+pub fn python(requirements: &Path) -> anyhow::Result<PathBuf> {
     let wanted = fs::read_to_string(requirements).with_context(|| format!("cannot read {}", requirements.display()))?;
     if !process::is_there("python3") {
         bail!("python3 is missing; install it with: sudo apt-get install --yes python3 python3-venv");
@@ -53,7 +53,7 @@ pub(crate) fn python(requirements: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// A directory with the scripts of `source` and, beside them, the `node_modules` that its lock file names.
-pub(crate) fn node(source: &Path) -> anyhow::Result<PathBuf> {
+pub fn node(source: &Path) -> anyhow::Result<PathBuf> {
     for program in ["node", "npm"] {
         if !process::is_there(program) {
             bail!("{program} is missing; install it with: sudo apt-get install --yes nodejs npm");

@@ -10,13 +10,13 @@ use std::{
 use anyhow::{Context, bail};
 
 /// The workspace's root: two directories above this crate.
-pub(crate) fn workspace_root() -> PathBuf {
+pub fn workspace_root() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     manifest.ancestors().nth(2).expect("this crate stands in tests/xtask").to_path_buf()
 }
 
 /// Runs `command` to its end with the terminal's streams; an exit code other than 0 is an error that names it.
-pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
+pub fn run(command: &mut Command) -> anyhow::Result<()> {
     let status = command.status().with_context(|| format!("cannot start {}", shown(command)))?;
     if !status.success() {
         bail!("{} ended with {status}", shown(command));
@@ -25,7 +25,7 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
 }
 
 /// Runs `command` to its end and keeps its output for the case that it fails.
-pub(crate) fn run_quietly(command: &mut Command) -> anyhow::Result<()> {
+pub fn run_quietly(command: &mut Command) -> anyhow::Result<()> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {}", shown(command)))?;
     if !output.status.success() {
         bail!(
@@ -40,7 +40,7 @@ pub(crate) fn run_quietly(command: &mut Command) -> anyhow::Result<()> {
 }
 
 /// Whether `program --version` can be run.
-pub(crate) fn is_there(program: &str) -> bool {
+pub fn is_there(program: &str) -> bool {
     Command::new(program)
         .arg("--version")
         .stdin(Stdio::null())
@@ -50,20 +50,21 @@ pub(crate) fn is_there(program: &str) -> bool {
         .is_ok()
 }
 
-fn shown(command: &Command) -> String {
+/// The command as one would type it, without quotes.
+pub fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
 /// A program that runs beside us and is ended when this value goes.
-pub(crate) struct Background {
+pub struct Background {
     name: String,
     child: Child,
 }
 
 impl Background {
     /// Starts `command`, in a process group of its own: Ctrl-C is for us, who end it in order.
-    pub(crate) fn start(name: &str, command: &mut Command) -> anyhow::Result<Self> {
+    pub fn start(name: &str, command: &mut Command) -> anyhow::Result<Self> {
         let child = command
             .stdin(Stdio::null())
             .process_group(0)
@@ -73,7 +74,7 @@ impl Background {
     }
 
     /// Waits until `file` exists; an early end of the program or `limit` is an error.
-    pub(crate) fn wait_for_file(&mut self, file: &Path, limit: Duration) -> anyhow::Result<()> {
+    pub fn wait_for_file(&mut self, file: &Path, limit: Duration) -> anyhow::Result<()> {
         let begun = Instant::now();
         while !file.exists() {
             self.still_runs()?;
@@ -86,7 +87,7 @@ impl Background {
     }
 
     /// An early end of the program is an error.
-    pub(crate) fn still_runs(&mut self) -> anyhow::Result<()> {
+    pub fn still_runs(&mut self) -> anyhow::Result<()> {
         match self.child.try_wait()? {
             Some(status) => bail!("{} ended with {status}", self.name),
             None => Ok(()),

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 /// Runs `work` as one named step, printing its begin and its end with the seconds it took.
-pub(crate) fn step<T>(name: &str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+pub fn step<T>(name: &str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     eprintln!("▸ {name}");
     let begun = Instant::now();
     let result = work();
@@ -16,6 +16,6 @@ pub(crate) fn step<T>(name: &str, work: impl FnOnce() -> anyhow::Result<T>) -> a
 }
 
 /// One line of detail below a step.
-pub(crate) fn say(text: &str) {
+pub fn say(text: &str) {
     eprintln!("  {text}");
 }

@@ -4,7 +4,7 @@ use std::{process::Command, time::Instant};
 
 use anyhow::bail;
 
-use crate::{clients, process, step};
+use crate::{clients, cluster, process, step};
 
 /// Which levels to run.
 #[derive(clap::Args)]
@@ -23,16 +23,22 @@ pub(crate) enum Level {
     Sdk,
     /// MQTT clients and the Azure device SDK, unmodified, through the gateway to the local hub
     Clients,
+    /// What needs a real Kubernetes API: it is started for the run, without root
+    Api,
+    /// The stories, on a real Kubernetes of two nodes that run containers; needs root
+    Cluster,
 }
 
 impl Level {
-    const ALL: [Self; 3] = [Self::Code, Self::Sdk, Self::Clients];
+    const ALL: [Self; 5] = [Self::Code, Self::Sdk, Self::Clients, Self::Api, Self::Cluster];
 
     /// Why this machine cannot run the level, if so.
     fn missing(self) -> Option<String> {
         match self {
             Self::Code => None,
             Self::Sdk | Self::Clients => clients::missing(),
+            Self::Api => cluster::missing(),
+            Self::Cluster => cluster::missing().or_else(cluster::missing_for_nodes),
         }
     }
 
@@ -41,6 +47,8 @@ impl Level {
             Self::Code => process::run(Command::new(env!("CARGO")).args(["test", "--workspace", "--locked"])),
             Self::Sdk => clients::sdk(),
             Self::Clients => clients::mqtt(),
+            Self::Api => cluster::test("api", "api*"),
+            Self::Cluster => cluster::test("nodes", "story*"),
         }
     }
 }

@@ -1,0 +1,3 @@
+module protocolgateway.io/cluster/hello
+
+go 1.24.0

@@ -1,0 +1,32 @@
+//! A real Kubernetes on one machine, without Docker, for tests.
+//!
+//! Two levels: [`Cluster::api`] is etcd, kube-apiserver and kube-controller-manager on a loopback address, needs no root
+//! and is there after seconds; [`Cluster::nodes`] adds a scheduler and two nodes that run containers, in network
+//! namespaces of their own. Both are shared by the tests of a process, and by those of several processes where
+//! `cluster api -- COMMAND` or `cluster nodes -- COMMAND` runs them. Each test takes a namespace: [`Cluster::story`].
+//! Where `KUBECONFIG` names a cluster, that one is used and nothing is started.
+//!
+//! Everything ends with the process that started it, and what a killed one left is removed by the next. Neither the
+//! machine's addresses nor its packet filter are touched. The programs are built from their Go modules on first use.
+
+pub mod cluster;
+pub mod image;
+pub mod instance;
+pub mod programs;
+pub mod story;
+
+mod cgroup;
+mod clean;
+mod control;
+mod daemon;
+mod dns;
+mod network;
+mod node;
+mod pki;
+mod run;
+mod sysctl;
+
+pub use cluster::{Cluster, Node};
+pub use image::Image;
+pub use instance::Instance;
+pub use story::Story;

@@ -1,0 +1,8 @@
+//! What every task of this workspace needs: programs of other origin, a place for them, and progress for people.
+//!
+//! The tasks themselves are `main.rs`; the cluster harness shares these parts.
+
+pub mod cache;
+pub mod packages;
+pub mod process;
+pub mod step;
