@@ -39,7 +39,10 @@ pub fn python(requirements: &Path) -> anyhow::Result<PathBuf> {
     if !process::is_there("python3") {
         bail!("python3 is missing; install it with: sudo apt-get install --yes python3 python3-venv");
     }
-    let made = cache::directory("python", &wanted, |directory| {
+    // a virtual environment belongs to the Python that made it
+    let version = Command::new("python3").arg("--version").output()?;
+    let key = format!("{}{wanted}", String::from_utf8_lossy(&version.stdout));
+    let made = cache::directory("python", &key, |directory| {
         step::step("install the Python packages of the client tests", || {
             process::run_quietly(Command::new("python3").args(["-m", "venv"]).arg(directory))?;
             process::run_quietly(
