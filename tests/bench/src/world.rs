@@ -133,7 +133,7 @@ impl Place {
              - {{name: bench, protocol: {protocol}, address: {}, port: {}}}\n\
              tls: {{secretName: tls}}\n\
              authentication: {{sas: {{verify: Local, enrollmentGroups: [{{name: bench, secretName: group}}]}}}}\n\
-             upstream: {{amqp: {{url: \"amqp://{upstream}\", telemetryAddress: \"telemetry/{{deviceId}}\"}}}}\n\
+             upstream: {{amqp: {{url: \"amqp://{upstream}\", telemetryAddress: \"telemetry/{{deviceId}}\", commandAddress: \"command/{{deviceId}}\"}}}}\n\
              limits: {{connectionsMax: 19000, connectsPerSecond: 100000}}\n\
              admin: {{port: {}}}\n",
             address.ip(),
