@@ -6,6 +6,7 @@
 mod bench;
 mod cache;
 mod clients;
+mod crds;
 mod local;
 mod packages;
 mod process;
@@ -30,6 +31,8 @@ enum Command {
     Local(local::Arguments),
     /// Measure the workloads beside the least that the same work can cost.
     Bench(bench::Arguments),
+    /// Write crds/protocolgateway.yaml from the types of `crds`.
+    Crds(crds::Arguments),
     /// Run the tests of the levels named, or of all of them.
     Test(test::Arguments),
 }
@@ -49,6 +52,7 @@ fn run() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Local(arguments) => local::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Crds(arguments) => crds::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
     }
 }

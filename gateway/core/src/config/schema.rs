@@ -6,6 +6,7 @@ use super::Quantity;
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GatewayConfig {
     /// Where devices connect. Default: MQTT over TLS on port 8883.
@@ -32,6 +33,7 @@ pub struct GatewayConfig {
 
 /// One listening port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Listener {
     /// Unique: lower-case letters, digits and `-`, at most 15 characters.
@@ -48,6 +50,7 @@ pub struct Listener {
 
 /// What a listener speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Protocol {
     /// MQTT over TLS.
     #[serde(rename = "MQTT")]
@@ -62,6 +65,7 @@ pub enum Protocol {
 
 /// How devices prove who they are.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Authentication {
     /// SAS tokens.
@@ -74,6 +78,7 @@ pub struct Authentication {
 
 /// SAS tokens.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Sas {
     /// Who checks them.
@@ -89,6 +94,7 @@ pub struct Sas {
 
 /// Who checks a SAS token.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Verify {
     /// IoT Hub: the token is passed on.
     #[default]
@@ -99,15 +105,17 @@ pub enum Verify {
 
 /// Client certificates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct X509 {
-    /// Directory with `ca.crt`: who signs the devices' certificates.
+    /// Secret with `ca.crt`: who signs the devices' certificates.
     #[serde(rename = "clientCASecretName")]
     pub client_ca_secret_name: String,
 }
 
 /// The other side: exactly one of `iotHub` and `amqp`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Upstream {
     /// Azure IoT Hub.
@@ -123,6 +131,7 @@ pub struct Upstream {
 
 /// Azure IoT Hub.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IotHub {
     /// `name.azure-devices.net`.
@@ -142,13 +151,14 @@ pub struct IotHub {
     /// Default: 900; a hub takes no more than 1000 tokens on one connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub devices_per_connection_max: Option<i64>,
-    /// Directory with `ca.crt` to trust instead of the system's roots.
+    /// Secret with `ca.crt` to trust instead of the system's roots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_name: Option<String>,
 }
 
 /// How AMQP reaches the hub.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Transport {
     /// AMQP over TLS.
     #[default]
@@ -161,6 +171,7 @@ pub enum Transport {
 
 /// Any AMQP 1.0 broker.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Amqp {
     /// `amqps://host[:port]`, or `amqp://…` without TLS.
@@ -170,13 +181,13 @@ pub struct Amqp {
     /// Address of commands; `{deviceId}` is replaced and must be there. Default: no commands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command_address: Option<String>,
-    /// Directory with `username` and `password` for SASL PLAIN.
+    /// Secret with `username` and `password` for SASL PLAIN.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sasl_plain: Option<SecretReference>,
-    /// Directory with `tls.crt` and `tls.key` for SASL EXTERNAL.
+    /// Secret with `tls.crt` and `tls.key` for SASL EXTERNAL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_certificate: Option<SecretReference>,
-    /// Directory with `ca.crt` to trust instead of the system's roots.
+    /// Secret with `ca.crt` to trust instead of the system's roots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_name: Option<String>,
     /// Default: 900.
@@ -186,6 +197,7 @@ pub struct Amqp {
 
 /// Bounds of the AMQP side; ranges and defaults stand in `config/upstream.rs`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct UpstreamLimits {
     /// AMQP connections of one process.
@@ -231,6 +243,7 @@ pub struct UpstreamLimits {
 
 /// Which topics are telemetry.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Topics {
     /// Templates, first match wins. Default: those of IoT Hub for devices and modules.
@@ -246,6 +259,7 @@ pub struct Topics {
 
 /// What to do with a topic that matches no template.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Unmatched {
     /// Close the connection.
     #[default]
@@ -256,6 +270,7 @@ pub enum Unmatched {
 
 /// Bounds towards devices; ranges and defaults stand in `config/limits.rs`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Limits {
     /// Connections of one process.
@@ -304,6 +319,7 @@ pub struct Limits {
 
 /// The admin port.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Admin {
     /// Default: 127.0.0.1.
@@ -319,17 +335,19 @@ pub struct Admin {
 
 /// Mutual TLS of the admin port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AdminTls {
-    /// Directory with `tls.crt` and `tls.key`.
+    /// Secret with `tls.crt` and `tls.key`.
     pub secret_name: String,
-    /// Directory with `ca.crt`.
+    /// Secret with `ca.crt`.
     #[serde(rename = "clientCASecretName")]
     pub client_ca_secret_name: String,
 }
 
 /// A Secret by its name: a directory below the directory of secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SecretReference {
     /// Name of the Secret, and of the directory.
@@ -338,6 +356,7 @@ pub struct SecretReference {
 
 /// A Secret and a name for what it holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NamedSecret {
     /// Name of the policy or group.

@@ -1,0 +1,116 @@
+//! What the API server says to specs: the table `specs.yaml`, judged by the definition's schema and rules.
+
+mod support;
+
+use crds::ProtocolGateway;
+use gateway_core::config::{Admin, ConfigError};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use self::support::ApiServer;
+
+#[derive(Deserialize)]
+struct Table {
+    valid: Vec<Case>,
+    gateway: Vec<Case>,
+    cluster: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    #[serde(rename = "case")]
+    title: String,
+    #[serde(default = "default_name")]
+    name: String,
+    spec: Value,
+    #[serde(default)]
+    error: String,
+}
+
+fn default_name() -> String {
+    "gw".to_owned()
+}
+
+fn table() -> Table {
+    serde_yaml::from_str(include_str!("specs.yaml")).expect("the table is of the form")
+}
+
+fn object(case: &Case) -> Value {
+    json!({
+        "apiVersion": crds::API_VERSION,
+        "kind": crds::KIND,
+        "metadata": {"name": case.name, "namespace": "default"},
+        "spec": case.spec,
+    })
+}
+
+/// What the gateway itself says to the gateway half, as the operator would write it.
+fn gateway_check(stored: &Value) -> Result<(), String> {
+    let gateway: ProtocolGateway = serde_json::from_value(stored.clone()).map_err(|error| error.to_string())?;
+    let admin = Admin { port: gateway.spec.admin.port, ..gateway.spec.admin.clone() };
+    let config = gateway.spec.gateway_config(Some("tls".to_owned()), admin);
+    config.check().map(drop).map_err(|errors| errors.iter().map(ConfigError::to_string).collect::<Vec<_>>().join("\n"))
+}
+
+#[test]
+fn what_works_is_taken_and_works_in_a_gateway() {
+    let server = ApiServer::new();
+    for case in table().valid {
+        assert_eq!(server.create(&object(&case)), Vec::<String>::new(), "{}", case.title);
+        assert_eq!(gateway_check(&server.stored(&object(&case))), Ok(()), "{}", case.title);
+    }
+}
+
+#[test]
+fn what_a_gateway_refuses_is_refused_before_it_with_words_that_help() {
+    let server = ApiServer::new();
+    for case in table().gateway {
+        refuse(&server, &case);
+        assert!(gateway_check(&server.stored(&object(&case))).is_err(), "{}: a gateway takes it", case.title);
+    }
+}
+
+#[test]
+fn what_cannot_work_on_a_cluster_is_refused_with_words_that_help() {
+    let server = ApiServer::new();
+    table().cluster.iter().for_each(|case| refuse(&server, case));
+}
+
+fn refuse(server: &ApiServer, case: &Case) {
+    assert!(!case.error.is_empty(), "{}: name the error", case.title);
+    let errors = server.create(&object(case));
+    assert!(errors.iter().any(|error| error.contains(&case.error)), "{}: {errors:#?}", case.title);
+    let unevaluated = |error: &&String| error.contains("evaluation") || error.contains("compil");
+    assert_eq!(errors.iter().find(unevaluated), None, "{}", case.title);
+}
+
+#[test]
+fn the_table_holds_what_the_issue_asks_for() {
+    let table = table();
+    assert!(table.valid.len() + table.gateway.len() + table.cluster.len() >= 60);
+}
+
+#[test]
+fn every_rule_compiles() {
+    let server = ApiServer::new();
+    let compiled = kube::core::cel::compile_schema(server.schema());
+    assert!(!compiled.has_errors(), "{:?}", compiled.compilation_errors());
+}
+
+#[test]
+fn the_shortest_spec_is_stored_with_its_defaults() {
+    let spec = json!({"upstream": {"iotHub": {"hostName": "contoso.azure-devices.net"}}});
+    let case = Case { title: String::new(), name: default_name(), spec, error: String::new() };
+    let stored = ApiServer::new().stored(&object(&case));
+    assert_eq!(
+        stored["spec"],
+        json!({
+            "upstream": {"iotHub": {"hostName": "contoso.azure-devices.net", "transport": "AMQP"}},
+            "replicas": 2,
+            "reconnects": {"perSecond": 100, "drainTimeout": "10m"},
+            "tls": {"selfSigned": {}},
+            "service": {"type": "LoadBalancer"},
+        })
+    );
+}
