@@ -409,7 +409,7 @@ impl Connection {
                 Err(error) => {
                     let roster = core.roster.borrow();
                     let address = roster.get(self.place.key as usize).map(|entry| entry.address);
-                    debug!(?address, %error, "bytes are no packet");
+                    debug!(address = address.map(tracing::field::display), %error, "bytes are no packet");
                     drop(roster);
                     self.with_session(core, bench, now, |session, context, out| {
                         session.handle_malformed(context, &error, out);
