@@ -232,8 +232,11 @@ pub struct UpstreamLimits {
     pub idle_timeout: Duration,
     /// Our frame size and the most unsent bytes of one AMQP connection.
     pub frame_bytes_max: u32,
-    /// Unsent bytes of one AMQP connection before devices are no longer read.
+    /// Unsent bytes of one AMQP connection; beyond them messages wait for the next write.
     pub output_bytes_max: usize,
+    /// Bytes of messages without an outcome, of all devices of the process; beyond them devices are no longer read and no new
+    /// one is let in.
+    pub unsettled_bytes_max: usize,
     /// Life of the policy tokens we make; renewed at 80 %.
     pub token_ttl: Duration,
 }

@@ -328,6 +328,7 @@ fn every_limit_upstream_has_a_range() {
         "frameBytesMax: 511",
         "frameBytesMax: 2MiB",
         "outputBytesMax: 1KiB",
+        "unsettledBytesMax: 1023KiB",
         "tokenTtl: 59s",
     ] {
         let name = field.split(':').next().expect("a name");

@@ -79,6 +79,8 @@ pub struct Connection {
     unsent: Vec<u8>,
     unsent_since: Millis,
     paused: bool,
+    /// The wait for room upstream that it takes part in.
+    waits_for_room: u32,
     accepted: bool,
     protocol: Protocol,
     place: Place,
@@ -146,6 +148,7 @@ impl Connection {
             unsent: Vec::new(),
             unsent_since: Millis(0),
             paused: false,
+            waits_for_room: 0,
             accepted: false,
             protocol: accepted.protocol,
             place: accepted.place,
@@ -262,6 +265,9 @@ impl Connection {
         }
         for _ in 0..READS_PER_TURN {
             if !self.wants_input(core) {
+                if self.lacks_room(core) {
+                    core.upstream.wait_for_room(&mut self.waits_for_room, cx.waker());
+                }
                 self.pause(core, now);
                 return Read::Drained;
             }
@@ -278,9 +284,18 @@ impl Connection {
     fn wants_input(&self, core: &Core) -> bool {
         match self.phase {
             Phase::Handshaking { .. } => true,
-            Phase::Serving => self.session.wants_input() && self.unsent.len() <= core.settings.limits.output_bytes_max,
+            Phase::Serving => {
+                self.session.wants_input()
+                    && self.unsent.len() <= core.settings.limits.output_bytes_max
+                    && !self.lacks_room(core)
+            }
             Phase::Ending(_) | Phase::Over => false,
         }
+    }
+
+    /// The hub settles too little for one more message of anybody. A CONNECT is read all the same: it is answered.
+    fn lacks_room(&self, core: &Core) -> bool {
+        self.accepted && core.upstream.is_full()
     }
 
     /// One read of the socket. False: nothing more will come.
@@ -394,7 +409,7 @@ impl Connection {
                 Err(error) => {
                     let roster = core.roster.borrow();
                     let address = roster.get(self.place.key as usize).map(|entry| entry.address);
-                    debug!(?address, %error, "bytes are no packet");
+                    debug!(address = address.map(tracing::field::display), %error, "bytes are no packet");
                     drop(roster);
                     self.with_session(core, bench, now, |session, context, out| {
                         session.handle_malformed(context, &error, out);
@@ -464,15 +479,17 @@ impl Connection {
         self.with_session(core, bench, now, |session, context, out| session.handle_close(context, cause, out));
     }
 
-    /// We do not read because the session's window or our own output is full.
+    /// We do not read because the session's window, our own output or the hub's side is full.
     fn pause(&mut self, core: &Core, now: Now) {
-        if !self.paused && matches!(self.phase, Phase::Serving) {
-            self.paused = true;
-            if self.session.wants_input() {
-                self.session.handle_input_paused(true, now);
-            } else if self.accepted {
-                core.metrics.limits.at(Limit::Inflight).inc();
-            }
+        if !matches!(self.phase, Phase::Serving) {
+            return;
+        }
+        let paused_before = std::mem::replace(&mut self.paused, true);
+        if self.session.wants_input() {
+            // also where the session's window was the reason at first
+            self.session.handle_input_paused(true, now);
+        } else if self.accepted && !paused_before {
+            core.metrics.limits.at(Limit::Inflight).inc();
         }
     }
 

@@ -13,12 +13,12 @@ pub enum Format {
     Json,
 }
 
-/// Starts logging. `RUST_LOG` wins over `level`, a filter such as `info` or `gateway=debug`.
+/// Starts logging. `RUST_LOG`, unless it is empty, wins over `level`, a filter such as `info` or `gateway=debug`.
 ///
 /// # Errors
 /// The filter that is wrong, in words.
 pub fn init(format: Format, level: &str) -> Result<(), String> {
-    let directives = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| level.to_owned());
+    let directives = directives(std::env::var(EnvFilter::DEFAULT_ENV).ok(), level);
     let filter = EnvFilter::try_new(&directives)
         .map_err(|error| format!("log level `{directives}`: {error}; expected e.g. `info` or `gateway=debug`"))?;
     let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -27,4 +27,26 @@ pub fn init(format: Format, level: &str) -> Result<(), String> {
         Format::Json => lines.json().flatten_event(true).try_init(),
     };
     started.map_err(|error| error.to_string())
+}
+
+/// An empty variable is one that somebody did not fill in, and not the wish to hear nothing.
+fn directives(from_environment: Option<String>, level: &str) -> String {
+    from_environment.filter(|text| !text.trim().is_empty()).unwrap_or_else(|| level.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::directives;
+
+    #[test]
+    fn the_environment_wins_unless_it_is_empty() {
+        let check = |environment: Option<&str>, expected| {
+            assert_eq!(directives(environment.map(str::to_owned), "info"), expected, "{environment:?}");
+        };
+        check(Some("gateway=debug"), "gateway=debug");
+        check(Some("off"), "off");
+        check(Some(""), "info");
+        check(Some(" "), "info");
+        check(None, "info");
+    }
 }

@@ -6,6 +6,7 @@
 pub(crate) mod arena;
 pub(crate) mod buffers;
 pub(crate) mod clock;
+pub(crate) mod held;
 pub(crate) mod inbox;
 pub(crate) mod pool;
 mod secrets;
@@ -14,7 +15,7 @@ mod target;
 use std::{
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -27,7 +28,10 @@ use gateway_core::{
 };
 
 use self::{inbox::Inbox, pool::Pool};
-use crate::{link::Link, metrics::Metrics};
+use crate::{
+    link::Link,
+    metrics::{Limit, Metrics},
+};
 pub use inbox::UpstreamEvent;
 pub use secrets::{SecretError, UpstreamSecrets};
 
@@ -69,7 +73,20 @@ impl Upstream {
         self.0.secrets.replace(secrets);
     }
 
-    /// Gives `identity` a place on an AMQP connection. Refused with CONNACK 3 when none has room or the hub is away.
+    /// Whether this core holds as many bytes of messages without an outcome as it may: no device should be read.
+    pub fn is_full(&self) -> bool {
+        self.0.held.is_full()
+    }
+
+    /// Wakes `waker` when [`Upstream::is_full`] ends. `since` is the caller's, 0 at first.
+    pub fn wait_for_room(&self, since: &mut u32, waker: &Waker) {
+        if self.0.held.wait(since, waker) {
+            self.0.metrics.limits.at(Limit::UnsettledBytes).inc();
+        }
+    }
+
+    /// Gives `identity` a place on an AMQP connection. Refused with CONNACK 3 when none has room, the hub is away, or it settles
+    /// so little that no further message could be held.
     pub fn open(&self, identity: &DeviceId) -> Result<DeviceLink, Refused> {
         self.0.open(identity).map(|inbox| DeviceLink { inbox })
     }

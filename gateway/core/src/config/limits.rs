@@ -19,7 +19,8 @@ pub(super) fn check(given: &Limits, errors: &mut Errors) -> settings::Limits {
         |name: &str, given, default, min, max| errors.number(&format!("limits.{name}"), given, default, min, max);
     let connections_max = number("connectionsMax", given.connections_max, 18_000, 1, 1_000_000);
     let connects_per_second = number("connectsPerSecond", given.connects_per_second, 500, 1, 100_000);
-    let handshakes_max = number("handshakesMax", given.handshakes_max, 128, 1, 10_000);
+    // as many as come within the handshake timeout at this rate: fewer, and that many silent connections keep everybody out
+    let handshakes_max = number("handshakesMax", given.handshakes_max, 5000, 1, 10_000);
     let properties_max = number("propertiesMax", given.properties_max, 256, 1, 1024) as usize;
     let inflight_max = number("inflightMax", given.inflight_max, 16, 1, 1000) as u16;
     let output_bytes_max =

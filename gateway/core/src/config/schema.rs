@@ -233,6 +233,9 @@ pub struct UpstreamLimits {
     /// Unsent bytes of one AMQP connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output_bytes_max: Option<Quantity>,
+    /// Bytes of messages without an outcome, of all devices together; above it devices are not read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unsettled_bytes_max: Option<Quantity>,
     /// Life of the policy tokens that the gateway makes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ttl: Option<Quantity>,

@@ -225,6 +225,13 @@ fn limits(given: &UpstreamLimits, devices_per_connection_max: u32, errors: &mut 
     let output_bytes_max =
         errors.bytes("upstream.limits.outputBytesMax", given.output_bytes_max.as_ref(), MIB, 64 * KIB, 64 * MIB)
             as usize;
+    let unsettled_bytes_max = errors.bytes(
+        "upstream.limits.unsettledBytesMax",
+        given.unsettled_bytes_max.as_ref(),
+        256 * MIB,
+        MIB,
+        65_536 * MIB,
+    ) as usize;
     settings::UpstreamLimits {
         devices_per_connection_max,
         connections_max,
@@ -237,6 +244,7 @@ fn limits(given: &UpstreamLimits, devices_per_connection_max: u32, errors: &mut 
         idle_timeout,
         frame_bytes_max,
         output_bytes_max,
+        unsettled_bytes_max,
         token_ttl,
     }
 }

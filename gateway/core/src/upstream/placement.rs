@@ -209,6 +209,7 @@ mod tests {
             idle_timeout: Duration::from_mins(1),
             frame_bytes_max: 65_536,
             output_bytes_max: 1 << 20,
+            unsettled_bytes_max: 1 << 28,
             token_ttl: Duration::from_hours(1),
         }
     }

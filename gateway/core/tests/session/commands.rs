@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 use gateway_core::{
-    codec::Packet,
+    codec::{Packet, packet::Publish},
     message::{Command, CommandTag, QoS, Settlement},
     session::effect::CloseCause,
 };
 
-use crate::world::{Seen, WINDOW, World, check, connected, down, id, subscribed};
+use crate::world::{COMMANDS, Seen, WINDOW, World, at_least_once, check, connected, down, id, send, subscribed};
 
 const QOS0: QoS = QoS::AtMostOnce;
 const QOS1: QoS = QoS::AtLeastOnce;
@@ -57,7 +57,7 @@ fn a_puback_of_an_unknown_id_is_ignored() {
 }
 
 #[test]
-fn mqtt_3_3_1_1_what_the_hub_delivered_before_has_dup_at_qos_1_only() {
+fn mqtt_3_3_1_1_and_4_3_1_1_what_the_hub_delivered_before_has_dup_at_qos_1_only() {
     let again = |granted| {
         subscribed(granted).command_as(&Command {
             tag: CommandTag(1),
@@ -73,6 +73,26 @@ fn mqtt_3_3_1_1_what_the_hub_delivered_before_has_dup_at_qos_1_only() {
     };
     check(again(QOS1), [publish(1, true, Some(1))]);
     check(again(QOS0), [publish(0, false, None), accepted(1)]);
+}
+
+#[test]
+fn mqtt_3_3_1_3_dup_of_the_devices_own_publish_changes_nothing_of_a_command() {
+    let dup = Publish { dup: true, ..at_least_once(7, "t") };
+    // `down` is without DUP, `send` without a property
+    check(subscribed(QOS1).publish_as(&dup).command(1, QOS1), [send(0, "t"), down(Some(1))]);
+}
+
+#[test]
+fn mqtt_3_3_1_9_and_4_3_3_1_a_command_is_neither_retained_nor_of_qos_2() {
+    // `see` accepts no RETAIN
+    check(subscribed(QoS::ExactlyOnce).command(1, QoS::ExactlyOnce), [down(Some(1))]);
+}
+
+#[test]
+fn mqtt_3_3_2_3_the_topic_of_a_command_matches_the_filter() {
+    let world = subscribed(QOS1).command(1, QOS1);
+    let [Seen::Publish { topic, .. }] = &world.seen[..] else { panic!("no command: {:?}", world.seen) };
+    assert!(topic.starts_with(COMMANDS.strip_suffix('#').unwrap()), "{topic}");
 }
 
 #[test]
@@ -104,7 +124,7 @@ fn a_command_whose_topic_mqtt_can_not_carry_is_rejected() {
 }
 
 #[test]
-fn the_end_of_the_session_releases_what_the_device_did_not_acknowledge() {
+fn mqtt_4_4_0_1_and_3_1_2_5_the_end_of_the_session_releases_what_the_device_did_not_acknowledge() {
     let world = puback(subscribed(QOS1).command(1, QOS1).command(2, QOS1).command(3, QOS1), 2).then();
     check(
         world.close(CloseCause::Gone),

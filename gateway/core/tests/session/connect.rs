@@ -4,13 +4,16 @@ use gateway_core::{
     auth::{Refused, RefusedReason},
     codec::{
         DecodeError, Malformed, Packet,
-        packet::{ConnectCode, Will},
+        packet::{Connect, ConnectCode, Will},
     },
-    message::QoS,
+    message::{QoS, Settlement},
     session::effect::CloseCause,
 };
 
-use crate::world::{COMMANDS, DIAL, Dial, EVENTS, Seen, WILL, World, accepted, check, connack, connected, id, will};
+use crate::world::{
+    COMMANDS, DIAL, Dial, EVENTS, Seen, WILL, World, accepted, check, connack, connected, connected_with_will, down,
+    id, will,
+};
 
 fn refused(code: ConnectCode) -> [Seen; 2] {
     [connack(code), Seen::Close(CloseCause::Refused)]
@@ -25,7 +28,7 @@ fn authenticate() -> Seen {
 }
 
 #[test]
-fn mqtt_3_2_0_1_connack_is_our_first_packet_and_comes_with_the_verdict() {
+fn mqtt_3_2_0_1_and_3_1_4_4_connack_is_our_first_packet_and_comes_with_the_verdict() {
     check(accepted().connect(&DIAL), [authenticate()]);
     check(accepted().connect(&DIAL).then().allow(None), [connack(ConnectCode::Accepted)]);
 }
@@ -59,7 +62,7 @@ fn mqtt_3_1_4_1_a_malformed_connect_closes_without_connack() {
 }
 
 #[test]
-fn mqtt_3_2_2_1_session_present_is_0_with_and_without_clean_session() {
+fn mqtt_3_2_2_1_and_2_and_3_session_present_is_0_with_and_without_clean_session() {
     for clean_session in [false, true] {
         let world = accepted().connect(&Dial { clean_session, ..DIAL }).then().allow(None);
         // `World` insists on session present 0 in every CONNACK
@@ -80,7 +83,7 @@ fn mqtt_3_1_3_6_an_empty_client_id_is_never_accepted() {
 }
 
 #[test]
-fn a_login_that_can_not_be_read_is_refused_and_nobody_is_asked() {
+fn mqtt_3_1_3_9_and_7_0_0_2_a_login_that_can_not_be_read_is_refused_and_nobody_is_asked() {
     let check = |client_id, user_name, code, reason| {
         let world = accepted().connect(&Dial { client_id, user_name, ..DIAL });
         assert_eq!(world.ended().refused, Some(reason));
@@ -151,6 +154,48 @@ fn mqtt_3_1_2_14_a_will_of_qos_2_is_sent_like_any_other() {
     let dial = Dial { will: Some(Will { qos: QoS::ExactlyOnce, ..WILL }), ..DIAL };
     let world: World = accepted().connect(&dial).allow(None).then();
     check(world.close(CloseCause::Gone), [will(), Seen::Close(CloseCause::Gone)]);
+}
+
+#[test]
+fn mqtt_3_1_3_5_ids_of_1_to_23_letters_and_digits_are_accepted() {
+    for id in ["0", "Zz9", "0123456789ABCDEFGHIJKLM", "NOPQRSTUVWXYZabcdefghij", "klmnopqrstuvwxyz"] {
+        let user_name = format!("hub.example.com/{id}/?api-version=2021-04-12");
+        let connect = Connect {
+            clean_session: true,
+            keep_alive_s: 60,
+            client_id: id,
+            will: None,
+            user_name: Some(&user_name),
+            password: None,
+        };
+        let world = accepted().packet(&Packet::Connect(connect)).allow(None);
+        check(world, [Seen::Authenticate(id.to_owned()), connack(ConnectCode::Accepted)]);
+    }
+}
+
+#[test]
+fn mqtt_3_1_3_2_the_client_id_is_who_the_session_belongs_to() {
+    let identity = |dial: &Dial| accepted().connect(dial).allow(None).session.identity().map(ToString::to_string);
+    assert_eq!(identity(&DIAL).as_deref(), Some("d"));
+    let module = Dial { client_id: "d/m", user_name: Some("hub.example.com/d/m/?api-version=2021-04-12"), ..DIAL };
+    assert_eq!(identity(&module).as_deref(), Some("d/m"));
+}
+
+#[test]
+fn mqtt_3_1_4_3_and_3_1_2_6_a_new_connection_starts_without_the_subscriptions_of_the_last() {
+    for clean_session in [true, false] {
+        let again = || accepted().connect(&Dial { clean_session, ..DIAL }).allow(None).then();
+        check(again().command(1, QoS::AtLeastOnce), [Seen::Settle(1, Settlement::Released)]);
+        let subscribed = again().subscribe(1, &[(COMMANDS, QoS::AtLeastOnce)]).opened(Ok(())).then();
+        check(subscribed.command(1, QoS::AtLeastOnce), [down(Some(1))]);
+    }
+}
+
+#[test]
+fn mqtt_3_1_2_16_a_will_that_is_not_retained_says_nothing_of_it() {
+    // `will()` has no property but the type of the message
+    let world = connected_with_will().close(CloseCause::Gone);
+    check(world, [will(), Seen::Close(CloseCause::Gone)]);
 }
 
 #[test]

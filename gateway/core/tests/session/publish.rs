@@ -6,7 +6,7 @@ use gateway_core::{
     session::effect::CloseCause,
 };
 
-use crate::world::{Seen, WINDOW, at_least_once, check, connected, id, send};
+use crate::world::{COMMANDS, Seen, WINDOW, at_least_once, check, connected, id, send};
 
 #[test]
 fn mqtt_3_3_4_1_puback_is_written_only_after_the_hub_accepted() {
@@ -20,7 +20,7 @@ fn mqtt_3_3_4_1_qos_0_gets_no_answer() {
 }
 
 #[test]
-fn mqtt_4_6_0_6_pubacks_leave_in_the_order_of_the_publishes() {
+fn mqtt_4_6_0_5_and_6_pubacks_leave_in_the_order_of_the_publishes() {
     let three = || connected().publish(5, "a").publish(9, "b").publish(2, "c").then();
     check(three().hub_accepts(2).hub_accepts(1), []);
     check(three().hub_accepts(2).hub_accepts(1).hub_accepts(0), [Seen::Puback(5), Seen::Puback(9), Seen::Puback(2)]);
@@ -34,7 +34,7 @@ fn an_outcome_that_comes_twice_acknowledges_once() {
 }
 
 #[test]
-fn what_the_hub_does_not_take_closes_without_puback() {
+fn mqtt_4_8_0_2_what_the_hub_does_not_take_closes_without_puback() {
     let check = |outcome: Outcome, cause| {
         check(connected().publish(7, "t").then().outcome(0, &outcome), [Seen::Close(cause)]);
         check(connected().publish_qos_0("t").then().outcome(0, &outcome), [Seen::Close(cause)]);
@@ -116,7 +116,7 @@ fn mqtt_3_6_1_1_any_packet_of_qos_2_is_a_violation() {
 }
 
 #[test]
-fn mqtt_3_3_5_2_a_topic_that_is_not_the_devices_closes_without_puback() {
+fn mqtt_3_3_5_2_and_4_5_0_1_a_topic_that_is_not_the_devices_closes_without_puback() {
     for topic in ["devices/e/messages/events/", "$iothub/twin/GET/?$rid=1", "a", "devices/d/messages/devicebound/"] {
         let publish = Publish { topic, ..at_least_once(7, "t") };
         check(connected().publish_as(&publish), [Seen::Close(CloseCause::Topic)]);
@@ -131,6 +131,25 @@ fn a_malformed_property_bag_closes_without_puback() {
             connected().publish_as(&Publish { topic: &topic, ..at_least_once(7, "t") }),
             [Seen::Close(CloseCause::Topic)],
         );
+    }
+}
+
+#[test]
+fn mqtt_3_3_1_12_without_retain_nothing_is_said_of_it() {
+    // `send` has no properties
+    check(connected().publish(7, "t"), [send(0, "t")]);
+}
+
+#[test]
+fn mqtt_3_1_2_7_and_3_3_1_6_to_8_and_10_and_11_no_new_subscription_gets_a_retained_message() {
+    let retained = |payload| Publish { retain: true, ..at_least_once(7, payload) };
+    for payload in ["t", ""] {
+        let world = connected().publish_as(&retained(payload)).hub_accepts(0);
+        let properties = vec!["mqtt-retain=true".to_owned()];
+        let sent = Seen::Send { slot: 0, payload: payload.to_owned(), properties };
+        let world = world.subscribe(1, &[(COMMANDS, QoS::AtLeastOnce)]).opened(Ok(()));
+        let opened = [Seen::OpenCommands(u32::from(WINDOW)), Seen::Suback(1, vec![1])];
+        check(world, [[sent, Seen::Puback(7)], opened].concat());
     }
 }
 

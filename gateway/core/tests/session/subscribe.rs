@@ -20,7 +20,7 @@ fn suback(packet_id: u16, codes: &[u8]) -> Seen {
 }
 
 #[test]
-fn mqtt_3_8_4_1_suback_is_written_only_after_the_receiver_is_attached() {
+fn mqtt_3_8_4_1_and_2_suback_is_written_only_after_the_receiver_is_attached() {
     check(connected().subscribe(9, &[(COMMANDS, QOS1)]), [open()]);
     check(connected().subscribe(9, &[(COMMANDS, QOS1)]).then().opened(Ok(())), [suback(9, &[1])]);
 }
@@ -34,13 +34,29 @@ fn mqtt_3_9_3_2_qos_2_is_granted_as_1() {
 }
 
 #[test]
-fn mqtt_3_8_4_4_several_filters_are_as_one_after_the_other_and_get_one_suback() {
+fn mqtt_3_8_4_4_and_5_and_3_9_3_1_several_filters_are_as_one_after_the_other_and_get_one_suback() {
     let both = connected().subscribe(9, &[(COMMANDS, QOS1), (COMMANDS, QOS0)]).opened(Ok(()));
     check(both.command(1, QOS1), [open(), suback(9, &[1, 0]), down(None), settled(1)]);
 }
 
 fn settled(tag: u64) -> Seen {
     Seen::Settle(tag, gateway_core::message::Settlement::Accepted)
+}
+
+#[test]
+fn mqtt_3_3_5_1_overlapping_filters_bring_one_copy() {
+    // the one filter that is served overlaps only with itself
+    let world = connected().subscribe(9, &[(COMMANDS, QOS0), (COMMANDS, QOS1)]).opened(Ok(())).then();
+    check(world.command(1, QOS1), [down(Some(1))]);
+}
+
+#[test]
+fn mqtt_4_1_0_1_and_2_a_subscription_lasts_as_long_as_its_connection() {
+    let mut world = subscribed(QOS1);
+    for _ in 0..48 {
+        world = world.wait_ms(60_000).packet(&gateway_core::codec::Packet::PingReq).then();
+    }
+    check(world.command(1, QOS1), [down(Some(1))]);
 }
 
 #[test]
@@ -67,13 +83,15 @@ fn four_waiting_subacks_stop_the_reading() {
 }
 
 #[test]
-fn a_filter_that_is_not_served_closes_without_suback() {
+fn mqtt_3_8_3_2_and_4_7_2_1_a_filter_that_is_not_served_closes_without_suback() {
     for filter in [
         "#",
         "+/messages/devicebound/#",
         "devices/e/messages/devicebound/#",
         "devices/d/messages/events/#",
         "$iothub/#",
+        "+/twin/res/#",
+        "+/methods/POST/#",
     ] {
         let world = connected().subscribe(9, &[(COMMANDS, QOS1), (filter, QOS0)]);
         assert_eq!(world.ended().why, "a filter that is not the device's");
@@ -103,7 +121,7 @@ fn a_receiver_that_the_hub_refuses_closes_without_suback() {
 }
 
 #[test]
-fn mqtt_3_10_4_5_unsuback_is_written_even_if_nothing_matched() {
+fn mqtt_3_10_4_4_and_5_unsuback_is_written_even_if_nothing_matched() {
     check(connected().unsubscribe(5, &["never/subscribed"]), [Seen::Unsuback(5)]);
     check(connected().unsubscribe(5, &[COMMANDS]), [Seen::Unsuback(5)]);
     check(subscribed(QOS1).unsubscribe(5, &["$iothub/twin/res/#"]), [Seen::Unsuback(5)]);

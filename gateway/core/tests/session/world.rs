@@ -339,6 +339,7 @@ fn see_packet(packet: &Packet<'_>) -> Seen {
         Packet::SubAck { packet_id, codes } => Seen::Suback(packet_id.0.get(), codes.to_vec()),
         Packet::UnsubAck(id) => Seen::Unsuback(id.0.get()),
         Packet::PingResp => Seen::Pingresp,
+        Packet::Publish(publish) if publish.retain => panic!("nothing is ever retained: {publish:?}"),
         Packet::Publish(publish) => Seen::Publish {
             qos: publish.qos as u8,
             dup: publish.dup,

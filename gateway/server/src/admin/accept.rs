@@ -1,6 +1,7 @@
-//! Accepts connections of the admin port, plain or with mutual TLS; slow ones hold up nobody.
+//! Accepts connections of the admin port, plain or with mutual TLS; slow and silent ones hold up nobody for long.
 
 use std::{
+    future::Future as _,
     io,
     net::SocketAddr,
     pin::Pin,
@@ -15,6 +16,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Instant, Sleep, sleep},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::debug;
@@ -22,6 +24,8 @@ use tracing::debug;
 /// Connections of the admin port at a time; further ones wait in the listen queue.
 const CONNECTIONS_MAX: usize = 64;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection on which nothing moves for so long is closed: each holds one of the places.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// After an error of `accept`.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -78,7 +82,7 @@ async fn accept(
         tokio::spawn(async move {
             match shake_hands(stream, tls).await {
                 // as many places as permits: there is room
-                Ok(layer) => drop(ready.try_send((AdminStream { layer, _permit: permit }, address))),
+                Ok(layer) => drop(ready.try_send((AdminStream::new(layer, permit), address))),
                 Err(error) => debug!(%address, %error, "admin connection refused"),
             }
         });
@@ -97,7 +101,23 @@ async fn shake_hands(stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> io::R
 /// One connection of the admin port.
 pub(super) struct AdminStream {
     layer: Layer,
+    silence: Pin<Box<Sleep>>,
     _permit: OwnedSemaphorePermit,
+}
+
+impl AdminStream {
+    fn new(layer: Layer, permit: OwnedSemaphorePermit) -> Self {
+        Self { layer, silence: Box::pin(sleep(SILENCE_MAX)), _permit: permit }
+    }
+
+    /// What came of a read or write; an error if nothing has moved for too long.
+    fn watch<T>(&mut self, cx: &mut Context<'_>, moved: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if moved.is_ready() {
+            self.silence.as_mut().reset(Instant::now() + SILENCE_MAX);
+            return moved;
+        }
+        self.silence.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
 }
 
 enum Layer {
@@ -107,19 +127,21 @@ enum Layer {
 
 impl AsyncRead for AdminStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.layer {
+        let read = match &mut self.layer {
             Layer::Plain(stream) => Pin::new(stream).poll_read(cx, room),
             Layer::Tls(stream) => Pin::new(stream).poll_read(cx, room),
-        }
+        };
+        self.watch(cx, read)
     }
 }
 
 impl AsyncWrite for AdminStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.layer {
+        let written = match &mut self.layer {
             Layer::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             Layer::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
+        };
+        self.watch(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -123,16 +123,16 @@ impl Connection {
         if let Some(device) = &device {
             core.shared.presence.leave(device, self.place);
         }
-        let cause = label_of(end);
+        let (cause, address) = (label_of(end), address.map(tracing::field::display));
         if std::mem::take(&mut self.accepted) {
             core.metrics.connections.add(-1);
             core.metrics.disconnects.at(end).inc();
-            debug!(device = device.as_ref().map(DeviceId::as_str), ?address, cause, why, "device disconnected");
+            debug!(device = device.as_ref().map(DeviceId::as_str), address, cause, why, "device disconnected");
         } else {
             core.metrics.handshakes.add(-1);
             core.metrics.connects.at(ConnectResult::Refused).inc();
             core.metrics.refused.at(end).inc();
-            debug!(?address, protocol = protocol_name(self.protocol), reason = cause, why, "connection refused");
+            debug!(address, protocol = protocol_name(self.protocol), reason = cause, why, "connection refused");
         }
     }
 

@@ -172,6 +172,7 @@ impl Message {
     /// Gives its buffer back; its device hears nothing, or hears that it was let go.
     pub(super) fn drop_quietly(self, pool: &Pool) {
         pool.metrics.up.inflight.add(-1);
+        pool.held.give(self.bytes.len());
         pool.buffers.give(self.bytes);
     }
 }

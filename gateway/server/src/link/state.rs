@@ -217,7 +217,7 @@ impl State {
     }
 
     fn handle_opened(&mut self, peer: &Peer) {
-        tracing::debug!(connection = self.key.0, peer = peer.container_id, "opened");
+        tracing::debug!(core = self.pool.share.core, connection = self.key.0, peer = peer.container_id, "opened");
         self.channel_max = u16::try_from(peer.sessions_max.saturating_sub(1)).unwrap_or(u16::MAX);
         if !self.pool.target.is_iot_hub() {
             let limits = PeerLimits { channel_max: self.channel_max, handle_max: u32::MAX };
@@ -235,7 +235,12 @@ impl State {
         self.phase = Phase::Up;
         self.outage.handle_back();
         self.show(UpstreamState::Open);
-        tracing::info!(connection = self.key.0, devices = self.devices.len(), "connected to the hub");
+        tracing::info!(
+            core = self.pool.share.core,
+            connection = self.key.0,
+            devices = self.devices.len(),
+            "connected to the hub"
+        );
         self.put_waiting_tokens();
         let devices: Vec<u32> = self.devices.iter().map(|(device, _)| device as u32).collect();
         for device in devices {

@@ -63,7 +63,7 @@ pub(super) async fn run(link: Rc<Link>) {
         link.state.borrow_mut().show(UpstreamState::Waiting);
         backoff.handle_lost(link.pool.clock.monotonic().since(started));
         let wait = backoff.next_wait();
-        tracing::warn!(connection = link.key.0, reason = %end, wait_ms = wait.as_millis(), "no connection to the hub");
+        tracing::warn!(core = link.pool.share.core, connection = link.key.0, reason = %end, wait_ms = wait.as_millis(), "no connection to the hub");
         link.ticking(pin!(sleep(wait))).await;
         if link.state.borrow().ending {
             break;

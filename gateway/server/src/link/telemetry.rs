@@ -15,12 +15,14 @@ use super::{
 use crate::{metrics::Limit, upstream::arena::Key};
 
 impl State {
-    /// Takes a message of `device`: encoded once, kept until it is settled. The session's window bounds how many.
+    /// Takes a message of `device`: encoded once, kept until it is settled. The session's window bounds how many, and
+    /// `unsettledBytesMax` those of all devices.
     pub(super) fn send(&mut self, device: u32, slot: Slot, telemetry: &Telemetry<'_>) {
         let Some(owner) = self.devices.get_mut(device as usize) else { return };
         let mut bytes = self.pool.buffers.take();
         let sender = (!self.pool.target.is_iot_hub()).then_some(&owner.identity);
         encode::telemetry(&mut bytes, telemetry, sender);
+        self.pool.held.take(bytes.len());
         let given_us = self.pool.clock.turn_us();
         let message = Message { device, slot, bytes, given_us, sent: None };
         let key = self.messages.push_back(&mut owner.queue, message);

@@ -184,7 +184,7 @@ impl State {
         }
         if let Cause::Remote(_) | Cause::Violation(_) = cause {
             self.pool.metrics.upstream_failures.at(UpstreamFailure::Session).inc();
-            tracing::warn!(connection = self.key.0, ?cause, "the hub ended a session");
+            tracing::warn!(core = self.pool.share.core, connection = self.key.0, ?cause, "the hub ended a session");
         }
     }
 

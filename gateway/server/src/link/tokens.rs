@@ -118,7 +118,12 @@ impl State {
     /// Without `$cbs` nobody can be let in: the connection is opened anew.
     pub(super) fn handle_cbs_ended(&mut self, cause: &Cause) {
         if self.tokens.pair.take().is_some() && *cause != Cause::Local && *cause != Cause::Carrier {
-            tracing::warn!(connection = self.key.0, ?cause, "the hub ended the token link");
+            tracing::warn!(
+                core = self.pool.share.core,
+                connection = self.key.0,
+                ?cause,
+                "the hub ended the token link"
+            );
             self.close_endpoint();
         }
     }
@@ -228,7 +233,12 @@ impl State {
         match self.tokens.cbs.handle_response(&delivery.message) {
             Ok(Some(reply)) => self.handle_reply(&reply),
             Ok(None) => {}
-            Err(error) => tracing::debug!(connection = self.key.0, ?error, "an answer to a token is no message"),
+            Err(error) => tracing::debug!(
+                core = self.pool.share.core,
+                connection = self.key.0,
+                ?error,
+                "an answer to a token is no message"
+            ),
         }
         self.put_waiting_tokens();
     }
@@ -259,7 +269,12 @@ impl State {
         }
         metrics.upstream_tokens.at(TokenResult::Refused).inc();
         // the description may quote what it did not like, so only the status is told
-        tracing::error!(connection = self.key.0, status = reply.status, "the hub refused the policy token");
+        tracing::error!(
+            core = self.pool.share.core,
+            connection = self.key.0,
+            status = reply.status,
+            "the hub refused the policy token"
+        );
         self.close_endpoint();
     }
 

@@ -87,7 +87,12 @@ impl State {
         let per_tick = (per_second * self.tick_interval().as_millis() as u64).div_ceil(1000);
         let devices: Vec<u32> = self.devices.iter().take(per_tick as usize).map(|(device, _)| device as u32).collect();
         if !devices.is_empty() {
-            tracing::warn!(connection = self.key.0, devices = devices.len(), "the hub is away, letting devices go");
+            tracing::warn!(
+                core = self.pool.share.core,
+                connection = self.key.0,
+                devices = devices.len(),
+                "the hub is away, letting devices go"
+            );
         }
         for device in devices {
             self.let_go(device, CloseCause::HubUnreachable);

@@ -134,6 +134,8 @@ pub enum Limit {
     UpstreamConnections,
     /// `outputBytesMax` of an AMQP connection.
     UpstreamOutput,
+    /// `unsettledBytesMax`: devices are not read, and no new one is let in.
+    UnsettledBytes,
     /// `tokensInflightMax`: put-tokens wait.
     TokensInflight,
     /// The hub's limit of put-tokens over the life of one AMQP connection.
@@ -156,6 +158,7 @@ impl Label for Limit {
         (Self::Inflight, "inflight"),
         (Self::UpstreamConnections, "upstream_connections"),
         (Self::UpstreamOutput, "upstream_output"),
+        (Self::UnsettledBytes, "unsettled_bytes"),
         (Self::TokensInflight, "tokens_inflight"),
         (Self::TokensPerConnection, "tokens_per_connection"),
         (Self::Links, "links"),

@@ -20,6 +20,7 @@ use super::{
     arena::Arena,
     buffers::Buffers,
     clock::Clock,
+    held::Held,
     inbox::{Events, Inbox, Route},
     target::Target,
 };
@@ -35,7 +36,7 @@ const READ_BYTES: usize = 256 * 1024;
 pub(crate) const UNAVAILABLE: Refused =
     Refused { code: ConnectCode::ServerUnavailable, reason: RefusedReason::HubUnavailable };
 
-/// CONNACK 3: every AMQP connection is full.
+/// CONNACK 3: every AMQP connection is full, or the hub settles too little for one more device.
 pub(crate) const NO_ROOM: Refused = Refused { code: ConnectCode::ServerUnavailable, reason: RefusedReason::Capacity };
 
 /// CONNACK 3: the gateway stops.
@@ -50,6 +51,7 @@ pub(crate) struct Pool {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
     pub(crate) buffers: Buffers,
+    pub(crate) held: Held,
     pub(crate) events: Events,
     /// Where sockets are read into.
     pub(crate) scratch: RefCell<Box<[u8]>>,
@@ -70,6 +72,7 @@ impl Pool {
     ) -> Self {
         let target = Target::new(&settings);
         let device_tokens = settings.authentication.sas == Sas::Hub;
+        let held = Held::new(target.limits.unsettled_bytes_max / usize::from(share.cores).max(1));
         let connections_max = (target.limits.connections_max / u32::from(share.cores).max(1)).max(1);
         Self {
             placement: RefCell::new(Placement::new(&target.limits, connections_max as usize, device_tokens)),
@@ -80,6 +83,7 @@ impl Pool {
             metrics,
             clock: Clock::start(),
             buffers: Buffers::default(),
+            held,
             events: Rc::new(RefCell::new(Arena::new())),
             scratch: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
             links: RefCell::new(Vec::new()),
@@ -92,6 +96,10 @@ impl Pool {
     pub(crate) fn open(self: &Rc<Self>, identity: &DeviceId) -> Result<Rc<Inbox>, Refused> {
         if self.draining.get() {
             return Err(DRAINING);
+        }
+        if self.held.is_full() {
+            self.metrics.limits.at(Limit::UnsettledBytes).inc();
+            return Err(NO_ROOM);
         }
         let link = self.place().map_err(|NoRoom| NO_ROOM)?;
         if link.is_away() {

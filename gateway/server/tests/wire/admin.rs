@@ -47,6 +47,14 @@ fn the_admin_port_tells_health_readiness_and_metrics() {
 }
 
 #[test]
+fn silent_connections_to_the_admin_port_keep_nobody_out_for_long() {
+    let world = World::without_hub("");
+    let silent: Vec<_> = (0..64).map(|_| TcpStream::connect(world.gateway.admin).unwrap()).collect();
+    assert_eq!(get(&world, "/healthz"), (200, "ok\n".to_owned()));
+    drop(silent);
+}
+
+#[test]
 fn connections_are_listed_filtered_and_paged_over_all_cores() {
     let world = World::without_hub("");
     let _plain: Vec<_> = (1..=5).map(|n| world.connect(&format!("d{n}"))).collect();

@@ -115,6 +115,28 @@ fn at_the_window_s_end_the_socket_is_not_read_and_pubacks_keep_their_order() {
 }
 
 #[test]
+fn what_the_hub_has_not_settled_is_bounded_for_all_devices_together() {
+    // half of it for each of the two cores: room for five messages, and one above
+    let world = World::with_hub(Verify::Local, "  limits: {unsettledBytesMax: 1MiB}");
+    let mut device = world.open();
+    assert_eq!(device.login(&Login { keep_alive_s: 1, ..login("d1") }).unwrap(), 0);
+    world.hub().inject(Fault::new(Action::Delay { ms: 5000 }).count(6));
+    let payload = vec![b'x'; 100 * 1024];
+    let ids: Vec<_> = (1..=9).map(|n| device.publish(&topic("d1", n), &payload).unwrap()).collect();
+    world.expect_metric("gateway_limit_reached_total{limit=\"unsettled_bytes\"}", 1);
+    world.expect_metric("gateway_inflight{direction=\"up\"}", 6);
+    // on that core nobody else is let in for now
+    let refused = (0..64).any(|_| world.open().login(&login("d2")).unwrap() == 3);
+    assert!(refused, "a device was let in although nothing more can be held");
+    // the silence is ours: longer than the keep-alive, and nobody is closed for it
+    for id in ids {
+        device.expect_puback(id).unwrap();
+    }
+    assert_eq!(world.stored("d1"), (1..=9).map(|n| n.to_string()).collect::<Vec<_>>());
+    world.connect("d2").ping().unwrap();
+}
+
+#[test]
 fn a_lost_amqp_connection_loses_nothing_that_was_acknowledged_and_no_device() {
     let world = World::with_hub(Verify::Local, "");
     let mut device = world.connect("d1");

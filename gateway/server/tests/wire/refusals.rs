@@ -178,6 +178,16 @@ fn silence_before_connect_ends_after_the_time_limit() {
 }
 
 #[test]
+fn silent_connections_keep_nobody_out() {
+    let world = World::without_hub("limits: {handshakeTimeout: 1m}");
+    let silent: Vec<_> = (0..300).map(|_| TcpStream::connect(world.address("mqtts")).unwrap()).collect();
+    world.expect_metric("gateway_handshakes", 300);
+    world.connect("d1").ping().unwrap();
+    Device::connect(world.address("mqtts"), &world.tls(), &login("d2")).unwrap().ping().unwrap();
+    drop(silent);
+}
+
+#[test]
 fn mqtt_3_1_2_24_half_a_packet_and_then_nothing_ends_by_the_keep_alive() {
     let world = World::without_hub(SHORT);
     // before CONNECT is complete: the time for CONNECT

@@ -184,10 +184,10 @@ pub(crate) fn local_yaml(hub_port: u16, more: &str) -> String {
 authentication:
   sas: {{verify: Local, deviceKeys: {{secretName: device-keys}}}}
   x509: {{clientCASecretName: ca}}
-upstream:
-  iotHub: {{hostName: {HUB}, port: {hub_port}, policy: {{name: device, secretName: policy}}, caSecretName: ca}}
 tls: {{secretName: tls}}
 admin: {{port: 0}}
+upstream:
+  iotHub: {{hostName: {HUB}, port: {hub_port}, policy: {{name: device, secretName: policy}}, caSecretName: ca}}
 {more}"
     )
 }

@@ -23,7 +23,7 @@ fn tls_stream(world: &World) -> StreamOwned<ClientConnection, TcpStream> {
 }
 
 #[test]
-fn mqtt_runs_over_tls_1_2_tls_1_3_and_websocket() {
+fn mqtt_7_1_1_1_runs_over_tls_1_2_tls_1_3_and_websocket() {
     let world = World::without_hub("");
     for tls12 in [true, false] {
         let mut device = Device::connect(world.address("mqtts"), &world.tls_as(tls12, None), &login("d1")).unwrap();
@@ -78,7 +78,7 @@ fn a_device_may_prove_itself_by_its_certificate() {
 }
 
 #[test]
-fn mqtt_or_http_without_tls_on_a_tls_port_is_told_apart() {
+fn plain_mqtt_or_http_without_tls_on_a_tls_port_is_told_apart() {
     let world = World::without_hub("");
     let say = |listener: &str, bytes: &[u8]| {
         let mut socket = TcpStream::connect(world.address(listener)).unwrap();
@@ -115,7 +115,7 @@ fn a_websocket_with_another_path_or_subprotocol_is_refused_with_a_text_that_says
 }
 
 #[test]
-fn mqtt_6_0_0_1_a_text_frame_closes_with_1003() {
+fn mqtt_6_0_0_1_and_4_a_text_frame_closes_with_1003() {
     let world = World::without_hub("");
     let mut request = "wss://localhost/$iothub/websocket".into_client_request().unwrap();
     request.headers_mut().insert("Sec-WebSocket-Protocol", HeaderValue::from_static("mqtt"));
