@@ -66,8 +66,8 @@ const fn amqp_address(path: &'static str) -> Field {
     )
 }
 
-const PORT_NAME: &str =
-    "use 1 to 15 lower-case letters, digits and '-', with a letter, and no '-' at either end or twice in a row";
+const PORT_NAME: &str = "use 1 to 15 lower-case letters, digits and '-', with a letter, no '-' at either end or twice in a row, \
+     and not admin or health";
 
 /// Every field that not any value of its type may stand in.
 pub(super) const FIELDS: &[Field] = &[
@@ -75,7 +75,8 @@ pub(super) const FIELDS: &[Field] = &[
     text(
         "listeners[].name",
         (1, 15),
-        "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && self.matches('[a-z]') && !self.contains('--')",
+        "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && self.matches('[a-z]') && !self.contains('--') && \
+         !(self in ['admin', 'health'])",
         PORT_NAME,
     ),
     plain("listeners[].address", 1, 45),
