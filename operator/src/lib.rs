@@ -8,5 +8,8 @@ pub mod desired;
 pub mod error;
 pub mod names;
 pub mod observe;
+pub mod orders;
+pub mod plan;
+pub mod scaling;
 pub mod secrets;
 pub mod status;

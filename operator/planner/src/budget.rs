@@ -74,18 +74,17 @@ impl Ledger {
         let rate = order.per_second();
         let lapses_at = now + TAKEN_FOR;
         let inherited = drain.filter(|drain| self.inherits(drain, now));
-        let before = match (self.grants.get(pod), inherited) {
-            (Some(grant), _) => (grant.high, grant.high_until, grant.low, grant.low_until),
-            (None, Some(drain)) => (drain.per_second, self.since + TAKEN_FOR, 0, now),
-            (None, None) => (0, now, 0, now),
+        let (mut high, mut high_until, mut low) = match (self.grants.get(pod), inherited) {
+            // what was high is over
+            (Some(grant), _) if now >= grant.high_until => (grant.low, grant.low_until, 0),
+            (Some(grant), _) => (grant.high, grant.high_until, grant.low),
+            (None, Some(drain)) => (drain.per_second, self.since + TAKEN_FOR, 0),
+            (None, None) => (0, now, 0),
         };
-        let (high, high_until, low, low_until) = before;
-        let (high, high_until, low) = match () {
-            () if now >= high_until && now >= low_until => (rate, lapses_at, rate),
-            () if now >= high_until && rate >= low => (rate, lapses_at, rate),
-            () if now < high_until && rate >= high => (rate, lapses_at, rate),
-            () => (high, high_until, if now < low_until { low.max(rate) } else { rate }),
-        };
+        if rate >= high || now >= high_until {
+            (high, high_until) = (rate, lapses_at);
+        }
+        low = low.max(rate);
         let grant = Grant { high, high_until, low, low_until: lapses_at, sent: (order, now), confirmed: false };
         self.grants.insert(pod.to_owned(), grant);
     }

@@ -105,7 +105,7 @@ fn distrusted(view: &View<'_>, drains: &[Drain]) -> Vec<Drain> {
 /// `None` if it cannot be asked.
 fn distrusted_on(pod: &Pod) -> Option<u64> {
     let load = pod.load.as_ref().filter(|load| load.age <= FRESH)?;
-    let drain = load.drain.filter(|drain| drain.cause == Cause::CertificateAuthority);
+    let drain = load.drain.filter(|drain| drain.cause == Some(Cause::CertificateAuthority));
     Some(drain.map_or(0, |drain| drain.remaining))
 }
 

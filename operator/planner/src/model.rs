@@ -91,8 +91,8 @@ pub struct Load {
 /// A drain as the pod sees it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ordered {
-    /// Why.
-    pub cause: Cause,
+    /// Why; `None` if it was told to stop and nobody ordered anything.
+    pub cause: Option<Cause>,
     /// By which leader; 0 if by itself.
     pub epoch: i64,
     /// Devices that it lets go per second at most, 0 while it pauses.

@@ -3,7 +3,7 @@
 use crate::{
     budget::{is_pressed, seconds_for},
     drains::END_MARGIN,
-    model::{Cause, Drain, State},
+    model::{Cause, Drain, Pod, State},
     orders::DRAINED_COST,
     view::View,
     whatif::too_slow,
@@ -30,6 +30,11 @@ pub enum Note {
     /// A drain cannot be done in its time within the budget.
     DrainTimeoutTooShort {
         /// The arithmetic, and what to do.
+        message: String,
+    },
+    /// A pod went that was not meant to.
+    OtherPodTaken {
+        /// Which instead of which.
         message: String,
     },
     /// Drains wait for something.
@@ -137,11 +142,12 @@ fn too_short(view: &View<'_>, drains: &[Drain]) -> Option<String> {
         .and_then(|drain| too_slow(&drain.pod, drain.remaining, spec.per_second, timeout_s, 0))
 }
 
-/// What is said when a pod went that was not meant to: its name, or `None` if nobody was mistaken.
-pub fn mistaken(before: &[Drain], pods: &[crate::model::Pod]) -> Option<String> {
+/// A pod went that was not drained, while one that was is still there.
+pub fn mistaken(before: &[Drain], pods: &[Pod]) -> Option<Note> {
     let meant = |name: &str| before.iter().any(|drain| drain.pod == name && drain.cause == Cause::ScaleIn);
-    let drained = |pod: &&crate::model::Pod| pod.deletion_cost == Some(DRAINED_COST) && pod.ends.is_none();
+    let drained = |pod: &&Pod| pod.deletion_cost == Some(DRAINED_COST) && pod.ends.is_none();
     let waiting = pods.iter().find(drained)?;
     let taken = pods.iter().find(|pod| pod.ends.is_some() && !pod.outdated && !meant(&pod.name))?;
-    Some(format!("{} was taken instead of {}, which was drained", taken.name, waiting.name))
+    let message = format!("{} was told to stop, and not {}, which was drained to go", taken.name, waiting.name);
+    Some(Note::OtherPodTaken { message })
 }

@@ -41,7 +41,7 @@ fn order(view: &View<'_>, drain: &Drain, persisted: &Drain, rate: u32) -> Option
 fn is_left_over(view: &View<'_>, drains: &[Drain], pod: &Pod) -> bool {
     let planned = drains.iter().chain(view.input.drains).any(|drain| drain.pod == pod.name);
     let ordered = pod.load.as_ref().and_then(|load| load.drain);
-    !planned && pod.is_fresh() && ordered.is_some_and(|ordered| ordered.cause != Cause::CertificateAuthority)
+    !planned && pod.is_fresh() && ordered.is_some_and(|ordered| ordered.cause != Some(Cause::CertificateAuthority))
 }
 
 /// More at once; fewer only by pods that were drained, are out of the Service and are marked to go first.
