@@ -99,9 +99,23 @@ impl Ledger {
         }
     }
 
-    /// Forgets pods that are gone.
-    pub fn retain(&mut self, exists: impl Fn(&str) -> bool) {
-        self.grants.retain(|pod, _| exists(pod));
+    /// To be called before each step: forgets pods that are gone, once what they let go last is a second ago.
+    pub fn retain(&mut self, exists: impl Fn(&str) -> bool, now: Millis) {
+        self.grants.retain(|pod, grant| {
+            if !exists(pod) {
+                grant.high = grant.at(now);
+                grant.high_until = grant.high_until.max(grant.low_until).min(now + WINDOW);
+                grant.low_until = grant.low_until.min(now);
+                return !grant.has_lapsed(now);
+            }
+            true
+        });
+    }
+
+    /// Devices per second that pods which are gone may have let go a moment ago.
+    fn of_gone(&self, view: &View<'_>) -> u32 {
+        let gone = self.grants.iter().filter(|(pod, _)| view.pod(pod).is_none());
+        gone.map(|(_, grant)| grant.at(view.now())).fold(0, u32::saturating_add)
     }
 
     /// Devices per second that a pod may be letting go by what this leader told it.
@@ -116,7 +130,12 @@ impl Ledger {
 
     /// An order of an earlier leader may still be in force.
     fn inherits(&self, drain: &Drain, now: Millis) -> bool {
-        !self.grants.contains_key(&drain.pod) && now < self.since + TAKEN_FOR
+        !self.knows(&drain.pod) && now < self.since + TAKEN_FOR
+    }
+
+    /// It was told something by this leader.
+    fn knows(&self, pod: &str) -> bool {
+        self.grants.contains_key(pod)
     }
 
     /// Whether a pod may be forgotten: it knows that it is not to let anybody go, or was never told, or its lease ran out.
@@ -141,33 +160,60 @@ impl Ledger {
 
 /// Says in each drain the most that its pod may have, and returns what it is to be told, by pod.
 pub(crate) fn allot(view: &View<'_>, drains: &mut [Drain]) -> BTreeMap<String, u32> {
-    let now = view.now();
-    let ledger = view.input.ledger;
-    let mut held: BTreeMap<&str, u32> =
-        view.input.pods.iter().map(|pod| (pod.name.as_str(), by_itself(view, pod))).collect();
-    for pod in view.input.pods {
-        let told = view.input.drains.iter().find(|drain| drain.pod == pod.name);
-        let told = told.map_or_else(|| ledger.outstanding(&pod.name, now), |drain| ledger.held(drain, now));
-        let entry = held.entry(&pod.name).or_default();
-        *entry = told.max(*entry);
-    }
     let budget = view.input.spec.per_second;
-    let mut free = budget.saturating_sub(held.values().fold(0u32, |sum, held| sum.saturating_add(*held)));
+    let held: BTreeMap<&str, Held> = view.input.pods.iter().map(|pod| (pod.name.as_str(), Held::of(view, pod))).collect();
+    let taken = held.values().fold(of_gone(view), |sum, held| sum.saturating_add(held.all()));
+    let (mut free, over) = (budget.saturating_sub(taken), taken.saturating_sub(budget));
     let queue = queue(view, drains);
     let share = shares(budget, queue.len());
     let mut rates = BTreeMap::new();
     for (place, index) in queue.into_iter().enumerate() {
         let drain = &drains[index];
-        let had = held.get(drain.pod.as_str()).copied().unwrap_or(0);
-        let rate = share(place).min(had.saturating_add(free));
-        free -= rate.saturating_sub(had);
+        let had = held.get(drain.pod.as_str()).copied().unwrap_or_default();
+        // what it would let go by itself it may be told to, as far as there is room for it
+        let has = had.all().saturating_sub(over).max(had.told);
+        let rate = share(place).min(has.saturating_add(free));
+        free -= rate.saturating_sub(has);
         rates.insert(drain.pod.clone(), rate);
     }
     for drain in drains.iter_mut() {
-        let held = held.get(drain.pod.as_str()).copied().unwrap_or(0);
-        drain.per_second = rates.get(&drain.pod).copied().unwrap_or(0).max(held);
+        let held = held.get(drain.pod.as_str()).copied().unwrap_or_default();
+        drain.per_second = rates.get(&drain.pod).copied().unwrap_or(0).max(held.all());
     }
     rates
+}
+
+/// Devices per second that one pod may be letting go.
+#[derive(Clone, Copy, Default)]
+struct Held {
+    /// As it was told.
+    told: u32,
+    /// By itself.
+    by_itself: u32,
+}
+
+impl Held {
+    fn of(view: &View<'_>, pod: &Pod) -> Self {
+        let ledger = view.input.ledger;
+        let drain = view.input.drains.iter().find(|drain| drain.pod == pod.name);
+        let told = drain.map_or_else(
+            || ledger.outstanding(&pod.name, view.now()),
+            |drain| ledger.held(drain, view.now()),
+        );
+        Self { told, by_itself: by_itself(view, pod) }
+    }
+
+    fn all(self) -> u32 {
+        self.told.max(self.by_itself)
+    }
+}
+
+/// Devices per second that pods which are gone may have let go a moment ago.
+fn of_gone(view: &View<'_>) -> u32 {
+    let ledger = view.input.ledger;
+    let planned = view.input.drains.iter().filter(|drain| view.pod(&drain.pod).is_none() && !ledger.knows(&drain.pod));
+    let inherited = planned.map(|drain| ledger.held(drain, view.now())).fold(0, u32::saturating_add);
+    ledger.of_gone(view).saturating_add(inherited)
 }
 
 /// What a pod may let go without having been told: it was told to stop, and nobody orders anything.

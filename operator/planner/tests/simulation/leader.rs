@@ -67,7 +67,7 @@ impl Leader {
         }
         judge.tally.plans += 1;
         let pods: Vec<Pod> = cluster.pods.iter().map(|pod| self.see(now, pod, cluster.template)).collect();
-        self.ledger.retain(|name| pods.iter().any(|pod| pod.name == name));
+        self.ledger.retain(|name| pods.iter().any(|pod| pod.name == name), now);
         let deployment = Deployment {
             replicas: cluster.replicas,
             running: cluster.alive_count(),

@@ -316,6 +316,7 @@ impl World {
 
     fn user_changes_the_budget(&mut self) {
         self.spec.per_second = self.random.between(1, 40) as u32;
+        self.spec.self_per_second = (self.spec.per_second / PODS_MAX as u32).max(1);
         self.judge.budget_changed(self.now, self.spec.per_second);
         log(self.script.loud, self.now, || format!("perSecond: {}", self.spec.per_second));
     }
