@@ -51,11 +51,13 @@ pub(crate) fn replicas(view: &View<'_>) -> Option<u32> {
     if wanted >= deployment.replicas {
         return Some(wanted);
     }
-    if deployment.behind || (view.rolling() && wanted > 0) {
+    let marked = || view.staying().filter(|pod| pod.deletion_cost == Some(DRAINED_COST));
+    // one that somebody came to, or that is wanted again, would be taken as gladly
+    let mistaken = marked().any(|pod| !is_drained(view, &pod.name));
+    if deployment.behind || mistaken || (view.rolling() && wanted > 0) {
         return Some(deployment.replicas);
     }
-    let goes = |pod: &&Pod| is_drained(view, &pod.name) && pod.deletion_cost == Some(DRAINED_COST);
-    let drained = view.staying().filter(goes).count() as u32;
+    let drained = marked().count() as u32;
     let there = view.staying_count().max(deployment.running);
     Some(there.saturating_sub(drained).min(deployment.replicas).max(wanted))
 }
