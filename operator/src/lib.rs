@@ -1,11 +1,15 @@
 //! The operator: makes what a `ProtocolGateway` asks for, and keeps it so.
 //!
 //! A reconcile is four steps, each a file: [`observe`] gathers everything a decision needs, time included; [`desired`] decides
-//! what there should be; applying writes the difference; [`status`] says how things stand. `desired` and `status` are
-//! functions: no client, no clock, no chance. Same inputs, same outputs.
+//! what there should be; [`apply`] writes the difference; [`status`] says how things stand. `desired` and `status` are
+//! functions: no client, no clock, no chance. Same inputs, same outputs. [`controller`] is the loop around them.
 
+pub mod apply;
+pub mod controller;
 pub mod desired;
 pub mod error;
+pub mod events;
+pub mod kinds;
 pub mod names;
 pub mod observe;
 pub mod secrets;
