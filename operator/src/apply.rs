@@ -14,7 +14,7 @@ use std::{
 };
 
 use crds::ProtocolGateway;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::future::try_join_all;
 use kube::{
     Client,
     api::{Patch, PatchParams},
@@ -40,10 +40,7 @@ use crate::{
 /// How soon an object that belongs to somebody else is looked at again: nothing tells when it goes.
 pub const FOREIGN_RECHECK: Duration = Duration::from_mins(1);
 /// How soon the API server is asked again to take what it refused: nothing tells when what is in the way goes.
-pub const REFUSED_RETRY: Duration = Duration::from_mins(5);
-
-/// How many objects of one ProtocolGateway are looked for at a time.
-const ASKED_MAX: usize = 4;
+pub const REFUSED_RETRY: Duration = Duration::from_mins(2);
 
 /// What writing needs. Cheap to clone.
 #[derive(Clone)]
@@ -63,10 +60,14 @@ pub struct Writer {
 /// What is remembered of one ProtocolGateway between its reconciles. Lost, it costs requests and nothing else.
 #[derive(Debug, Default)]
 pub struct Memory {
+    /// `metadata.generation` of the spec that it is about.
+    generation: Option<i64>,
     /// Objects of somebody else's that no watch tells of, as `Kind name`, and when they were seen.
     foreign: BTreeMap<String, Instant>,
     /// What was not taken.
     refused: BTreeMap<String, Refused>,
+    /// When the status was written last.
+    status_at: Option<Instant>,
     /// What stands as it should although it reads otherwise: hash of what was applied and of what came of it.
     settled: HashMap<String, String>,
 }
@@ -80,6 +81,15 @@ struct Refused {
 }
 
 impl Memory {
+    /// Somebody who changes the spec may have changed what was in the way, too: all of it is looked at again.
+    pub fn is_about(&mut self, gateway: &ProtocolGateway) {
+        if self.generation != gateway.metadata.generation {
+            self.generation = gateway.metadata.generation;
+            self.foreign.clear();
+            self.retry();
+        }
+    }
+
     /// Objects of somebody else's; those that were seen long ago are to be looked at again.
     pub fn foreign(&self) -> BTreeSet<String> {
         let lately = self.foreign.iter().filter(|(_, seen)| seen.elapsed() < FOREIGN_RECHECK);
@@ -129,7 +139,9 @@ impl Writer {
     ) -> Result<bool, ReconcileError> {
         let wanted: BTreeSet<String> = desired.objects.iter().map(desired::title).collect();
         memory.foreign.retain(|_, seen| seen.elapsed() < FOREIGN_RECHECK);
-        memory.refused.retain(|title, _| wanted.contains(title));
+        let is_step =
+            |title: &String| desired.certificates.iter().any(|step| *title == format!("Secret {}", step.secret()));
+        memory.refused.retain(|title, _| wanted.contains(title) || is_step(title));
         memory.settled.retain(|title, _| wanted.contains(title));
         let unwatched = self.unwatched(gateway, &desired.objects).await?;
         let foreign = unwatched.iter().filter(|(_, what)| **what == Unwatched::Foreign);
@@ -197,18 +209,27 @@ impl Writer {
                 unknown.push((desired::title(object), kind, name));
             }
         }
-        let ask = |(title, kind, name): (String, &'static Kind, Name)| async move {
-            let found = kind.api(&self.client, Some(&name.namespace)).get_metadata_opt(&name.name).await;
-            let found = found.map_err(|error| ReconcileError::of(Step::Apply, title.clone(), &error))?;
-            let Some(found) = found else { return Ok((title, Unwatched::Missing)) };
-            let owner = owner(&found.metadata);
-            if is_left_over(&owner, gateway) {
-                return Err(left_over(title));
-            }
-            let what = if is_ours(&owner, gateway) { Unwatched::Ours } else { Unwatched::Foreign };
-            Ok((title, what))
-        };
-        stream::iter(unknown).map(ask).buffered(ASKED_MAX).try_collect().await
+        // one for each kind at most
+        let asked = unknown.into_iter().map(|(title, kind, name)| self.what_is(gateway, title, kind, name));
+        Ok(try_join_all(asked).await?.into_iter().collect())
+    }
+
+    async fn what_is(
+        &self,
+        gateway: &ProtocolGateway,
+        title: String,
+        kind: &Kind,
+        name: Name,
+    ) -> Result<(String, Unwatched), ReconcileError> {
+        let found = kind.api(&self.client, Some(&name.namespace)).get_metadata_opt(&name.name).await;
+        let found = found.map_err(|error| ReconcileError::of(Step::Apply, title.clone(), &error))?;
+        let Some(found) = found else { return Ok((title, Unwatched::Missing)) };
+        let owner = owner(&found.metadata);
+        if is_left_over(&owner, gateway) {
+            return Err(left_over(title));
+        }
+        let what = if is_ours(&owner, gateway) { Unwatched::Ours } else { Unwatched::Foreign };
+        Ok((title, what))
     }
 
     /// One write. Without `force` a field that somebody else manages is a conflict: for what should not be there yet.

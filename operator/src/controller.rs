@@ -31,7 +31,7 @@ use tracing::{debug, error, info, warn};
 
 use self::queue::Work;
 use crate::{
-    apply::{Memory, Writer},
+    apply::{Memory, Writer, status::Told},
     desired::{self, Desired, Installation, Invalid},
     error::{Kind as Failure, ReconcileError},
     events::{self, Events},
@@ -109,7 +109,8 @@ struct Own {
 impl Own {
     fn new(metrics: &Metrics) -> Self {
         let watch = Opts::new("operator_watch_failures_total", "Watches that failed and were begun anew, by kind.");
-        let panics = prometheus::IntCounter::new("operator_panics_total", "Reconciles that ended by a fault of the program.");
+        let panics =
+            prometheus::IntCounter::new("operator_panics_total", "Reconciles that ended by a fault of the program.");
         Self { watch_failures: metrics.add(IntCounterVec::new(watch, &["kind"])), panics: metrics.add(panics) }
     }
 }
@@ -130,7 +131,7 @@ pub async fn run(inputs: Inputs, shutdown: Shutdown) {
     let begun = Instant::now();
     tokio::select! {
         // the first answer about apis too, so that nothing is pruned for want of it
-        _ = async { tokio::join!(unsynced.wait_for(|unsynced| *unsynced == 0), known.changed()) } => {}
+        () = async { drop((unsynced.wait_for(|unsynced| *unsynced == 0).await.map(drop), known.changed().await)) } => {}
         () = shutdown.requested() => return,
     }
     health.is_ready("controller");
@@ -249,7 +250,7 @@ impl Loop {
         let mut queue = self.world.work.queue();
         let now = Instant::now();
         match ended {
-            Ok(Ok(Next::Never)) => queue.forget(&name),
+            Ok(Ok(Next::Never)) => queue.gone(&name),
             Ok(Ok(Next::After(rest))) => queue.done(&name, false, Some(now + rest)),
             Ok(Err(failure)) => {
                 let failures = queue.failures(&name).saturating_add(1);
@@ -304,11 +305,15 @@ impl World {
             Ok(gateway) => gateway,
             Err(why) => return self.unreadable(name, &mirrored.body(), &why, now).await,
         };
+        memory.is_about(&gateway);
         let (observed, decided) = self.settle(&gateway, memory, now).await?;
-        if let Some(decided) = &decided {
-            self.tell(&gateway, &observed, decided).await?;
+        let mut next = rest(&observed, memory);
+        if let Some(decided) = &decided
+            && let Some(later) = self.tell(&gateway, &observed, decided, memory).await?
+        {
+            next = next.min(later);
         }
-        Ok(Next::After(rest(&observed, memory)))
+        Ok(Next::After(next))
     }
 
     /// Observe, desired, apply; again where what was applied is what the next decision needs. Without leading: observe.
@@ -318,7 +323,9 @@ impl World {
         memory: &mut Memory,
         now: Timestamp,
     ) -> Result<(Observed, Option<Decided>), ReconcileError> {
-        for pass in 1.. {
+        let mut passes = 0;
+        loop {
+            passes += 1;
             let observed = self.observe(gateway, memory, now).await?;
             if self.writer.leadership.epoch().is_none() {
                 return Ok((observed, None));
@@ -326,10 +333,10 @@ impl World {
             let decided = desired::desired(gateway, &observed, &self.installation);
             let Ok(desired) = &decided else { return Ok((observed, Some(decided))) };
             let moved_on = self.writer.certificates(gateway, &desired.certificates, now, memory).await?;
-            if moved_on && pass < PASSES_MAX {
+            if moved_on && passes < PASSES_MAX {
                 continue;
             }
-            if !self.writer.objects(gateway, desired, memory).await? && pass < PASSES_MAX {
+            if !self.writer.objects(gateway, desired, memory).await? && passes < PASSES_MAX {
                 continue;
             }
             self.writer.prune(gateway, desired).await?;
@@ -342,7 +349,6 @@ impl World {
             let decided = desired::desired(gateway, &observed, &self.installation);
             return Ok((observed, Some(decided)));
         }
-        unreachable!("the last pass returns")
     }
 
     async fn observe(
@@ -363,19 +369,24 @@ impl World {
         Ok(observed)
     }
 
-    /// Writes the status, and tells what changed in it.
+    /// Writes the status, and tells what changed in it; or says after what time to come again for that.
     async fn tell(
         &self,
         gateway: &ProtocolGateway,
         observed: &Observed,
         decided: &Decided,
-    ) -> Result<(), ReconcileError> {
+        memory: &mut Memory,
+    ) -> Result<Option<Duration>, ReconcileError> {
         let now = status(gateway, observed, decided);
-        if self.writer.status(gateway, &now).await? {
-            let before = gateway.status.as_ref().map_or(&[][..], |status| &status.conditions);
-            self.events.publish(&gateway.object_ref(&()), events::news(before, &now.conditions)).await;
+        match self.writer.status(gateway, &now, memory).await? {
+            Told::Written => {
+                let before = gateway.status.as_ref().map_or(&[][..], |status| &status.conditions);
+                self.events.publish(&gateway.object_ref(&()), events::news(before, &now.conditions)).await;
+                Ok(None)
+            }
+            Told::Same => Ok(None),
+            Told::Later(after) => Ok(Some(after)),
         }
-        Ok(())
     }
 }
 

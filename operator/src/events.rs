@@ -158,7 +158,8 @@ mod tests {
 
     #[test]
     fn a_long_note_is_cut_between_characters() {
-        let told = news(&[], &[condition(("Degraded", "True", "InvalidSpec", Box::leak("ä".repeat(2000).into_boxed_str())))]);
+        let told =
+            news(&[], &[condition(("Degraded", "True", "InvalidSpec", Box::leak("ä".repeat(2000).into_boxed_str())))]);
         assert_eq!(told[0].note.len(), 1000);
     }
 }

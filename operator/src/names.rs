@@ -67,9 +67,7 @@ pub fn control_host(gateway: &str, namespace: &str) -> String {
 
 /// What tells this fleet's pods from all others, and never changes.
 pub fn selector(gateway: &str) -> BTreeMap<String, String> {
-    [("app.kubernetes.io/name", APP), (INSTANCE, gateway)]
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .into()
+    [("app.kubernetes.io/name", APP), (INSTANCE, gateway)].map(|(key, value)| (key.to_owned(), value.to_owned())).into()
 }
 
 /// [`selector`] as Kubernetes objects hold it.

@@ -4,14 +4,14 @@ use crds::ProtocolGateway;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
-    Api, ResourceExt,
+    Api,
     api::{Patch, PatchParams},
 };
 use tracing::{info, warn};
 
 use super::{Memory, Writer};
 use crate::{
-    certificates,
+    certificates::{self, MintError},
     desired::tls,
     error::{Kind as Failure, ReconcileError, Step},
     kinds::SECRET,
@@ -31,7 +31,10 @@ impl Writer {
         let mut done = false;
         for step in steps {
             match self.certificate(gateway, step, now).await {
-                Ok(()) => done = true,
+                Ok(()) => {
+                    memory.refused.remove(&format!("Secret {}", step.secret()));
+                    done = true;
+                }
                 Err(error) if matches!(error.kind, Failure::Refused | Failure::Forbidden) => {
                     warn!(gateway = %Name::of(&gateway.metadata), secret = step.secret(), error = error.message, "not taken");
                     memory.refuse(error.object, String::new(), error.message);
@@ -55,15 +58,14 @@ impl Writer {
             let found = api.get_opt(secret).await;
             found.map_err(|error| ReconcileError::of(Step::Apply, format!("Secret {secret}"), &error))
         };
-        let authority = get(&names::authority(&name.name)).await?;
-        let current = if *step.secret() == names::authority(&name.name) { authority.clone() } else { get(step.secret()).await? };
-        let mut metadata = names::owned(gateway, step.secret());
-        // written over what was read, and nothing else
-        metadata.resource_version = current.as_ref().and_then(ResourceExt::resource_version);
+        let authority_name = names::authority(&name.name);
+        let authority = get(&authority_name).await?;
+        let current = if *step.secret() == authority_name { authority.clone() } else { get(step.secret()).await? };
+        let metadata = names::owned(gateway, step.secret());
         let minted = certificates::mint(step, authority.as_ref(), current.as_ref(), metadata, now);
         let minted = minted.map_err(|error| ReconcileError {
             step: Step::Apply,
-            kind: Failure::Refused,
+            kind: if matches!(error, MintError::Outdated(_)) { Failure::Conflict } else { Failure::Refused },
             object: title.clone(),
             message: error.to_string(),
         })?;

@@ -109,8 +109,16 @@ mod tests {
         check(&wanted, |live| live["spec"]["selector"]["x"] = json!("z"), false);
         check(&wanted, |live| drop(live["spec"].as_object_mut().expect("a spec").remove("type")), false);
         check(&wanted, |live| live["spec"]["ports"] = json!([]), false);
-        check(&wanted, |live| live["spec"]["ports"] = json!([{"name": "b", "port": 2}, {"name": "a", "port": 1}]), true);
-        check(&wanted, |live| live["spec"]["ports"] = json!([{"name": "b", "port": 2}, {"name": "a", "port": 3}]), false);
+        check(
+            &wanted,
+            |live| live["spec"]["ports"] = json!([{"name": "b", "port": 2}, {"name": "a", "port": 1}]),
+            true,
+        );
+        check(
+            &wanted,
+            |live| live["spec"]["ports"] = json!([{"name": "b", "port": 2}, {"name": "a", "port": 3}]),
+            false,
+        );
         check(&json!({"list": ["a"]}), |live| live["spec"]["list"] = json!(["a", "b"]), false);
     }
 

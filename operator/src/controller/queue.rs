@@ -19,7 +19,7 @@ const SPACING: Duration = Duration::from_millis(200);
 
 /// What waits, by time.
 #[derive(Debug, Default)]
-pub struct Queue {
+pub(super) struct Queue {
     entries: HashMap<Name, Entry>,
     due: BTreeSet<(Instant, Name)>,
 }
@@ -36,12 +36,12 @@ struct Entry {
 
 impl Queue {
     /// Something changed.
-    pub fn add(&mut self, name: &Name, now: Instant) {
+    pub(super) fn add(&mut self, name: &Name, now: Instant) {
         self.at(name, now + DEBOUNCE);
     }
 
     /// It is to be looked at at this time, or before.
-    pub fn at(&mut self, name: &Name, time: Instant) {
+    pub(super) fn at(&mut self, name: &Name, time: Instant) {
         let entry = self.entries.entry(name.clone()).or_default();
         let time = entry.earliest.map_or(time, |earliest| time.max(earliest));
         match entry.due {
@@ -57,7 +57,7 @@ impl Queue {
     }
 
     /// The next whose time has come. It runs until it is [`done`](Self::done).
-    pub fn next(&mut self, now: Instant) -> Option<Name> {
+    pub(super) fn next(&mut self, now: Instant) -> Option<Name> {
         let (time, _) = self.due.first()?;
         if *time > now {
             return None;
@@ -71,7 +71,7 @@ impl Queue {
     }
 
     /// It ended well, or not; it is to be looked at again at `again`, if at all, and before that if something changed.
-    pub fn done(&mut self, name: &Name, failed: bool, again: Option<Instant>) {
+    pub(super) fn done(&mut self, name: &Name, failed: bool, again: Option<Instant>) {
         let Some(entry) = self.entries.get_mut(name) else { return };
         entry.runs = false;
         entry.failures = if failed { entry.failures.saturating_add(1) } else { 0 };
@@ -82,49 +82,50 @@ impl Queue {
     }
 
     /// How often it failed in a row.
-    pub fn failures(&self, name: &Name) -> u32 {
+    pub(super) fn failures(&self, name: &Name) -> u32 {
         self.entries.get(name).map_or(0, |entry| entry.failures)
     }
 
-    /// It is gone.
-    pub fn forget(&mut self, name: &Name) {
-        if let Some(Entry { due: Some(due), .. }) = self.entries.remove(name) {
-            self.due.remove(&(due, name.clone()));
+    /// It ended because what it was about is gone. One of its name may have come meanwhile.
+    pub(super) fn gone(&mut self, name: &Name) {
+        self.done(name, false, None);
+        if self.entries.get(name).is_some_and(|entry| entry.due.is_none()) {
+            self.entries.remove(name);
         }
     }
 
     /// When the next one is due.
-    pub fn next_due(&self) -> Option<Instant> {
+    pub(super) fn next_due(&self) -> Option<Instant> {
         Some(self.due.first()?.0)
     }
 
     /// How many are due and wait.
-    pub fn depth(&self, now: Instant) -> usize {
+    pub(super) fn depth(&self, now: Instant) -> usize {
         self.due.iter().take_while(|(time, _)| *time <= now).count()
     }
 }
 
 /// The queue, and who waits for it.
 #[derive(Debug, Default)]
-pub struct Work {
+pub(super) struct Work {
     queue: Mutex<Queue>,
     added: Notify,
 }
 
 impl Work {
     /// To look into it.
-    pub fn queue(&self) -> MutexGuard<'_, Queue> {
+    pub(super) fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Something changed.
-    pub fn add(&self, name: &Name) {
+    pub(super) fn add(&self, name: &Name) {
         self.queue().add(name, Instant::now());
         self.added.notify_one();
     }
 
     /// Until something is added.
-    pub async fn added(&self) {
+    pub(super) async fn added(&self) {
         self.added.notified().await;
     }
 }
@@ -188,9 +189,19 @@ mod tests {
             assert_eq!(u64::from(queue.failures(&name("a"))), failures);
         }
         queue.at(&name("a"), start);
-        queue.forget(&name("a"));
-        assert_eq!(queue.next(start + Duration::from_secs(100)), None);
-        queue.done(&name("a"), true, Some(start));
-        assert_eq!(queue.next_due(), None, "what is gone does not come back by ending");
+        assert_eq!(queue.next(start + Duration::from_secs(100)), Some(name("a")));
+        queue.gone(&name("a"));
+        assert_eq!((queue.next_due(), queue.failures(&name("a"))), (None, 0));
+        assert!(queue.entries.is_empty());
+    }
+
+    #[test]
+    fn one_that_comes_while_its_predecessor_is_found_gone_is_looked_at() {
+        let (mut queue, start) = (Queue::default(), Instant::now());
+        queue.at(&name("a"), start);
+        assert_eq!(queue.next(start), Some(name("a")));
+        queue.add(&name("a"), start);
+        queue.gone(&name("a"));
+        assert_eq!(queue.next(start + SPACING), Some(name("a")));
     }
 }

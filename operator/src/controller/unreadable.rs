@@ -48,9 +48,8 @@ fn conditions(status: &Value) -> Vec<Condition> {
 
 /// The status as it was, but for what it says about being as desired.
 fn status(before: &Value, generation: &Value, why: &serde_json::Error, now: Timestamp) -> Value {
-    let message = format!(
-        "the spec cannot be read: {why}; upgrade the operator or correct the spec; what runs is left as it is"
-    );
+    let message =
+        format!("the spec cannot be read: {why}; upgrade the operator or correct the spec; what runs is left as it is");
     let mut conditions = conditions(before);
     let same = conditions.iter().find(|each| each.type_ == "Degraded" && each.status == "True");
     let degraded = Condition {
@@ -83,7 +82,10 @@ mod tests {
         let after = status(&before, &json!(3), &why, now);
         assert_eq!((&after["replicas"], &after["future"]), (&json!(2), &json!({"x": 1})));
         assert_eq!(after["conditions"][0], before["conditions"][0]);
-        assert_eq!((&after["conditions"][1]["status"], &after["conditions"][1]["reason"]), (&json!("True"), &json!("Unreadable")));
+        assert_eq!(
+            (&after["conditions"][1]["status"], &after["conditions"][1]["reason"]),
+            (&json!("True"), &json!("Unreadable"))
+        );
         let later = now + jiff::SignedDuration::from_secs(60);
         assert_eq!(status(&after, &json!(3), &why, later), after, "said twice the same, it is the same");
     }

@@ -124,8 +124,12 @@ async fn watch_kind(world: &World, kind: &'static Kind, namespace: Option<String
             }
         }
         Change::Gone(object) => gone(world, kind, &Name::of(&object.metadata)),
-        Change::Lists => known = mirror.names(kind).into_iter().filter(|name| is_in(name, namespace.as_ref())).collect(),
-        Change::Listed(there) => known.drain().filter(|name| !there.contains(name)).for_each(|name| gone(world, kind, &name)),
+        Change::Lists => {
+            known = mirror.names(kind).into_iter().filter(|name| is_in(name, namespace.as_ref())).collect()
+        }
+        Change::Listed(there) => {
+            known.drain().filter(|name| !there.contains(name)).for_each(|name| gone(world, kind, &name))
+        }
     })
     .await;
 }
@@ -133,8 +137,8 @@ async fn watch_kind(world: &World, kind: &'static Kind, namespace: Option<String
 fn gone(world: &World, kind: &'static Kind, name: &Name) {
     if let Some(object) = world.mirror.remove(kind, name) {
         world.concerns(kind, name, Some(&object.owner));
-        world.went(kind);
     }
+    world.went(kind);
 }
 
 fn is_in(name: &Name, namespace: Option<&String>) -> bool {
@@ -174,7 +178,9 @@ async fn watch_pods(world: &World, namespace: Option<String>, synced: Expected) 
                 world.work.add(&fleet);
             }
         }
-        Change::Lists => known = world.mirror.pod_names().into_iter().filter(|(fleet, _)| is_in(fleet, namespace.as_ref())).collect(),
+        Change::Lists => {
+            known = world.mirror.pod_names().into_iter().filter(|(fleet, _)| is_in(fleet, namespace.as_ref())).collect()
+        }
         Change::Listed(there) => {
             for (fleet, pod) in known.drain() {
                 if !there.contains(&Name::new(&fleet.namespace, &pod)) && world.mirror.remove_pod(&fleet, &pod) {
@@ -204,7 +210,9 @@ async fn watch_secrets(world: &World, namespace: Option<String>, synced: Expecte
             changed(&name, secret.metadata.resource_version.as_deref());
             if mirror::owner(&secret.metadata) != Owner::Other {
                 let metadata = secret.metadata;
-                world.mirror.put(&SECRET, kube::core::DynamicObject { types: None, metadata, data: serde_json::json!({}) });
+                world
+                    .mirror
+                    .put(&SECRET, kube::core::DynamicObject { types: None, metadata, data: serde_json::json!({}) });
             }
         }
         Change::Gone(secret) => is_gone(&Name::of(&secret.metadata)),

@@ -16,7 +16,7 @@ const RETRY: Duration = Duration::from_secs(10);
 
 /// Keeps `apis` true, for ever. Whoever serves the custom metrics is told by `metrics`.
 pub async fn follow(client: Client, metrics: watch::Receiver<CustomMetrics>, apis: watch::Sender<Apis>) {
-    let mut metrics = metrics;
+    let (mut metrics, mut told) = (metrics, false);
     loop {
         let before = apis.borrow().clone();
         let (pod_monitor, cert_manager) = (has(&client, &POD_MONITOR).await, has(&client, &CERTIFICATE).await);
@@ -26,7 +26,9 @@ pub async fn follow(client: Client, metrics: watch::Receiver<CustomMetrics>, api
             cert_manager: cert_manager.unwrap_or(before.cert_manager),
             custom_metrics: *metrics.borrow_and_update(),
         };
-        if now != before {
+        // the first answer is told, whatever it is: somebody waits for it
+        if now != before || (!told && !unknown) {
+            told = true;
             info!(pod_monitor = now.pod_monitor, cert_manager = now.cert_manager, metrics = ?now.custom_metrics, "apis");
             apis.send_replace(now);
         }

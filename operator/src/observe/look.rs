@@ -44,8 +44,8 @@ pub async fn look(
     let name = Name::of(&gateway.metadata);
     let (ours, foreign) = sort(sources.mirror, gateway)?;
     let object = |kind: &str| ours.get(&(kind, name.name.clone())).map(|object| object.body());
-    let config_in_force = object("ConfigMap")
-        .and_then(|config| config["data"][desired::CONFIG_FILE].as_str().map(str::to_owned));
+    let config_in_force =
+        object("ConfigMap").and_then(|config| config["data"][desired::CONFIG_FILE].as_str().map(str::to_owned));
     let deployment = ours.get(&("Deployment", name.name.clone())).map(|deployment| deployment_facts(deployment));
     let service = object("Service").map(|service| status::<ServiceStatus>(&service));
     let wanted = Arc::new(desired::references(gateway, config_in_force.as_deref()));
@@ -63,8 +63,12 @@ pub async fn look(
     };
     let made = names::secrets(&name.name);
     for (secret, seen) in seen {
-        if made.contains(&secret) && !is_ours(&seen.owner, gateway) && !is_cert_managers(gateway, &secret) {
-            observed.foreign.insert(format!("Secret {secret}"));
+        if made.contains(&secret) && is_made(gateway, &secret) && !is_ours(&seen.owner, gateway) {
+            let title = format!("Secret {secret}");
+            if is_left_over(&seen.owner, gateway) {
+                return Err(left_over(title));
+            }
+            observed.foreign.insert(title);
             continue;
         }
         observed.authority = observed.authority.or(seen.authority);
@@ -73,9 +77,9 @@ pub async fn look(
     Ok(observed)
 }
 
-/// cert-manager fills this one.
-fn is_cert_managers(gateway: &ProtocolGateway, secret: &str) -> bool {
-    gateway.spec.tls.cert_manager.is_some() && secret == names::serving(&gateway.name_any())
+/// Whether the operator fills it: the listeners' certificate may be cert-manager's or the user's, whatever its name.
+fn is_made(gateway: &ProtocolGateway, secret: &str) -> bool {
+    gateway.spec.tls.self_signed.is_some() || secret != names::serving(&gateway.name_any())
 }
 
 /// Whether an object may be written for this ProtocolGateway.

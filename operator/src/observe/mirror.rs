@@ -259,7 +259,10 @@ mod tests {
         assert!(mirror.put(kind, config_map("5", "y")).is_none(), "it is older");
         assert_eq!(mirror.get(kind, &name).expect("it is there").body()["data"]["k"], "x");
         let (before, now) = mirror.put(kind, config_map("10", "y")).expect("it is newer, by number and not by text");
-        assert_eq!((before.expect("it was there").body()["data"]["k"].as_str(), now.body()["data"]["k"].as_str()), (Some("x"), Some("y")));
+        assert_eq!(
+            (before.expect("it was there").body()["data"]["k"].as_str(), now.body()["data"]["k"].as_str()),
+            (Some("x"), Some("y"))
+        );
         assert!(mirror.remove(kind, &name).is_some());
         assert!(mirror.remove(kind, &name).is_none());
     }
@@ -267,9 +270,7 @@ mod tests {
     #[test]
     fn an_object_is_its_controllers_or_that_of_its_labels_if_it_has_none() {
         let metadata = |value: Value| serde_json::from_value::<ObjectMeta>(value).expect("it is metadata");
-        let reference = |kind: &str, version: &str| {
-            json!([{"apiVersion": version, "kind": kind, "name": "gw", "uid": "1", "controller": true}])
-        };
+        let reference = |kind: &str, version: &str| json!([{"apiVersion": version, "kind": kind, "name": "gw", "uid": "1", "controller": true}]);
         let labels = json!({"app.kubernetes.io/managed-by": names::FIELD_MANAGER, "app.kubernetes.io/instance": "gw"});
         let check = |value: Value, expected: Owner| assert_eq!(owner(&metadata(value)), expected);
         let gateway = Owner::Gateway { name: "gw".to_owned(), uid: "1".to_owned() };

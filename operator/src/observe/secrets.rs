@@ -9,18 +9,20 @@ use std::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
+use rustls::ClientConfig;
+use tracing::warn;
 
 use super::{
     Authority, SecretFacts,
     mirror::{Name, Owner, owner},
 };
-use crate::{desired::References, names, secrets};
+use crate::{certificates, desired::References, names, secrets};
 
 /// How many Secrets of one ProtocolGateway are asked for at a time.
 const ASKED_MAX: usize = 4;
 
 /// What was seen of one Secret.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct SeenSecret {
     /// Whose it is.
     pub owner: Owner,
@@ -28,6 +30,8 @@ pub struct SeenSecret {
     pub facts: SecretFacts,
     /// The CA in it, where it is the fleet's own.
     pub authority: Option<Authority>,
+    /// How to ask the fleet's pods, where it is the certificate for that.
+    pub client: Option<Arc<ClientConfig>>,
 }
 
 /// Which Secrets are named by whom, and what was seen of them. Cheap to clone.
@@ -138,7 +142,8 @@ impl Secrets {
     /// Secrets of a namespace, or of all, that are known to be there: a watch that begins anew must name them again.
     pub fn present(&self, namespace: Option<&str>) -> Vec<Name> {
         let tables = self.tables();
-        let here = tables.seen.iter().filter(|(gateway, _)| namespace.is_none_or(|namespace| gateway.namespace == namespace));
+        let here =
+            tables.seen.iter().filter(|(gateway, _)| namespace.is_none_or(|namespace| gateway.namespace == namespace));
         let there = here.flat_map(|(gateway, known)| {
             let secrets = known.secrets.iter().filter(|(_, (version, _))| version.is_some());
             secrets.map(|(secret, _)| Name::new(&gateway.namespace, secret))
@@ -182,18 +187,20 @@ fn see(secret: &Secret, gateway: &Name, wanted: &References) -> SeenSecret {
     SeenSecret {
         owner: owner(&secret.metadata),
         facts: wanted.settings.as_ref().map(|settings| secrets::facts(secret, &uses, settings)).unwrap_or_default(),
-        authority: (name == names::authority(&gateway.name)).then(|| authority(secret)).flatten(),
+        authority: (name == names::authority(&gateway.name)).then(|| certificates::authority(secret)).flatten(),
+        client: (name == names::control_client(&gateway.name)).then(|| control_client(secret, gateway)).flatten(),
     }
 }
 
-/// The CA in a Secret of the operator's; `None` if it cannot be read.
-fn authority(secret: &Secret) -> Option<Authority> {
-    let certificate = |file: &str| secrets::certificate(&secret.data.as_ref()?.get(file)?.0).ok();
-    Some(Authority {
-        current: certificate("ca.crt")?,
-        next: certificate("next.crt"),
-        previous: certificate("previous.crt"),
-    })
+/// How to ask this fleet's pods; a Secret that does not say is renewed.
+fn control_client(secret: &Secret, gateway: &Name) -> Option<Arc<ClientConfig>> {
+    match certificates::control_client(secret) {
+        Ok(client) => Some(client),
+        Err(error) => {
+            warn!(%gateway, %error, "pods cannot be asked");
+            None
+        }
+    }
 }
 
 #[cfg(test)]
