@@ -10,7 +10,7 @@ use super::{Checked, Context, Invalid, Problem, object};
 use crate::{names, observe::Observed, secrets};
 
 /// Key of the ConfigMap, and name of the file.
-pub(super) const FILE: &str = "gateway.yaml";
+pub const FILE: &str = "gateway.yaml";
 
 /// Where the kubelet asks, which has no certificate to ask at the admin port with.
 const HEALTH_PORT: i64 = 8081;
