@@ -5,6 +5,7 @@
 //! functions: no client, no clock, no chance. Same inputs, same outputs.
 
 pub mod api;
+pub mod certificates;
 pub mod cli;
 pub mod desired;
 pub mod error;
