@@ -22,6 +22,7 @@ pub mod observe;
 pub mod orders;
 pub mod plan;
 pub mod scaling;
+pub mod pods;
 pub mod program;
 pub mod secrets;
 pub mod shutdown;

@@ -137,6 +137,7 @@ fn look(usage: Use, files: &Files<'_>, settings: &Settings) -> Result<(), String
     }
 }
 
+/// Whether `key` is the key of the first certificate of `chain`.
 pub(crate) fn pair(chain: &[u8], key: &[u8]) -> Result<(), String> {
     let chain = certificates(chain).map_err(|error| format!("has a tls.crt that {error}"))?;
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| "has a tls.key that is no PEM private key".to_owned())?;
@@ -160,8 +161,12 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'static str
 
 /// The first certificate of a chain.
 pub fn certificate(pem: &[u8]) -> Result<Certificate, &'static str> {
-    let chain = certificates(pem)?;
-    let (_, leaf) = X509Certificate::from_der(&chain[0]).map_err(|_| "holds something that is no certificate")?;
+    certificate_from_der(&certificates(pem)?[0])
+}
+
+/// A certificate as it is sent.
+pub(crate) fn certificate_from_der(der: &[u8]) -> Result<Certificate, &'static str> {
+    let (_, leaf) = X509Certificate::from_der(der).map_err(|_| "holds something that is no certificate")?;
     let time = |time: x509_parser::time::ASN1Time| Timestamp::from_second(time.timestamp()).unwrap_or_default();
     let mut found = Certificate {
         serial: hex(leaf.raw_serial()),
