@@ -141,8 +141,7 @@ pub fn references(gateway: &ProtocolGateway, config_in_force: Option<&str>) -> R
     let installation = Installation { gateway_image: String::new() };
     let (name, namespace) = (gateway.name_any(), gateway.namespace().unwrap_or_default());
     let plan = Plan::default();
-    let context =
-        Context { gateway, observed: &observed, plan: &plan, installation: &installation, name, namespace };
+    let context = Context { gateway, observed: &observed, plan: &plan, installation: &installation, name, namespace };
     let configured: Vec<Checked> =
         config::wanted(&context).ok().into_iter().chain(config::in_force(&observed)).collect();
     let mut uses: BTreeMap<String, BTreeSet<Use>> = BTreeMap::new();

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 
+use crds::status::Drain;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -27,12 +28,16 @@ pub struct Book {
 }
 
 impl Book {
-    /// The ledger of this epoch.
-    pub fn ledger(&mut self, epoch: i64, now: Timestamp) -> &mut Ledger {
+    /// The ledger of this epoch; `persisted` are the drains in status, which a new leader takes over.
+    pub fn ledger(&mut self, epoch: i64, persisted: &[Drain], now: Timestamp) -> &mut Ledger {
         if self.of.as_ref().is_none_or(|(of, _)| *of != epoch) {
             self.of = None;
         }
-        &mut self.of.get_or_insert_with(|| (epoch, Ledger::new(scaling::millis(now)))).1
+        let inherit = || {
+            let plan: Vec<planner::Drain> = persisted.iter().map(scaling::read_drain).collect();
+            (epoch, Ledger::new(scaling::millis(now), &plan))
+        };
+        &mut self.of.get_or_insert_with(inherit).1
     }
 }
 
@@ -45,11 +50,10 @@ pub struct Carried {
     pub failed: Vec<(String, String)>,
 }
 
-/// Tells the pods what the plan orders, all of them at once as far as there is room. `persisted` are the drains as they stood in
-/// status when the plan was made; `tell` gives one pod its order and returns in less than [`planner::budget::ORDER_TIMEOUT`].
+/// Tells the pods what the plan orders, all of them at once as far as there is room. `tell` gives one
+/// pod its order and gives up before [`planner::budget::ORDER_TIMEOUT`].
 pub async fn carry_out<Told, Failure>(
     plan: &Plan,
-    persisted: &[crds::status::Drain],
     ledger: &mut Ledger,
     clock: impl Fn() -> Millis,
     tell: impl Fn(String, Order) -> Told,
@@ -61,8 +65,7 @@ where
     let mut carried = Carried::default();
     for orders in plan.orders.chunks(CONCURRENCY) {
         for (pod, order) in orders {
-            let drain = persisted.iter().find(|drain| &drain.pod == pod).map(scaling::read_drain);
-            ledger.sending(drain.as_ref(), pod, *order, clock());
+            ledger.sending(pod, *order, clock());
         }
         let mut answers: FuturesUnordered<_> = orders
             .iter()
@@ -117,13 +120,13 @@ mod tests {
     #[test]
     fn what_a_pod_did_not_confirm_stays_in_the_ledger() {
         let mut book = Book::default();
-        let ledger = book.ledger(EPOCH, Timestamp::UNIX_EPOCH);
+        let ledger = book.ledger(EPOCH, &[], Timestamp::UNIX_EPOCH);
         let told = RefCell::new(Vec::new());
         let tell = |pod: String, order: Order| {
             told.borrow_mut().push((pod.clone(), order));
             future::ready(if pod == "a" { Ok(()) } else { Err("no answer") })
         };
-        let carried = block(carry_out(&plan(), &[], ledger, || 1000, tell));
+        let carried = block(carry_out(&plan(), ledger, || 1000, tell));
         assert_eq!(carried, Carried { taken: 1, failed: vec![("b".to_owned(), "no answer".to_owned())] });
         assert_eq!(told.into_inner().len(), 2);
     }
@@ -132,8 +135,8 @@ mod tests {
     fn another_epoch_begins_a_new_ledger() {
         let mut book = Book::default();
         let at = |second| Timestamp::from_second(second).expect("a time");
-        assert_eq!(book.ledger(1, at(5)).since(), 5000);
-        assert_eq!(book.ledger(1, at(9)).since(), 5000);
-        assert_eq!(book.ledger(2, at(9)).since(), 9000);
+        assert_eq!(book.ledger(1, &[], at(5)).since(), 5000);
+        assert_eq!(book.ledger(1, &[], at(9)).since(), 5000);
+        assert_eq!(book.ledger(2, &[], at(9)).since(), 9000);
     }
 }

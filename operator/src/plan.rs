@@ -45,8 +45,7 @@ pub enum PlanError {
 /// # Errors
 /// What is wrong with the text.
 pub fn answer(text: &str, what_if: WhatIf) -> Result<Outlook, PlanError> {
-    let gateway: ProtocolGateway =
-        serde_saphyr::from_str(text).map_err(|error| PlanError::Form(error.to_string()))?;
+    let gateway: ProtocolGateway = serde_saphyr::from_str(text).map_err(|error| PlanError::Form(error.to_string()))?;
     check(&gateway.spec)?;
     Ok(whatif::outlook(&question(&gateway, what_if)))
 }
@@ -207,7 +206,10 @@ after a node's loss all are back in 2s (5000 devices of 1 pods, not held to the 
     fn the_json_has_the_same_numbers() {
         let outlook = answer(GATEWAY, WHAT_IF).expect("it is a ProtocolGateway");
         let json = json(&outlook, WHAT_IF);
-        assert_eq!((&json["podsNeeded"], &json["drainSeconds"], &json["problems"]), (&json!(10), &json!(65), &json!([])));
+        assert_eq!(
+            (&json["podsNeeded"], &json["drainSeconds"], &json["problems"]),
+            (&json!(10), &json!(65), &json!([]))
+        );
     }
 
     #[test]

@@ -42,8 +42,7 @@ pub struct Plan {
 pub fn plan(gateway: &ProtocolGateway, observed: &Observed, epoch: i64, ledger: &Ledger) -> Plan {
     let status = gateway.status.as_ref();
     let pods = facts::pods(observed, status);
-    let drains: Vec<planner::Drain> =
-        status.into_iter().flat_map(|status| &status.drains).map(read_drain).collect();
+    let drains: Vec<planner::Drain> = status.into_iter().flat_map(|status| &status.drains).map(read_drain).collect();
     let rebalanced = status.and_then(|status| status.last_rebalance.as_ref());
     let decision = planner::plan(&planner::Input {
         now: observed.now.as_millisecond(),
@@ -89,8 +88,7 @@ fn duration(time: Millis) -> Duration {
 
 /// How the fleet gets on with the upstream.
 pub fn upstream(observed: &Observed) -> Upstream {
-    let loads: Vec<planner::Load> =
-        observed.pods.iter().filter_map(|pod| pod.load.as_ref()).map(facts::load).collect();
+    let loads: Vec<planner::Load> = observed.pods.iter().filter_map(|pod| pod.load.as_ref()).map(facts::load).collect();
     upstream::of(loads.iter())
 }
 

@@ -38,7 +38,7 @@ fn decide(case: &Path) -> (ProtocolGateway, Observed, Plan, Result<Desired, Inva
     let gateway: ProtocolGateway = read(&case.join("gateway.yaml"));
     let observed: Observed = read(&case.join("observed.yaml"));
     let installation = Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned() };
-    let plan = scaling::plan(&gateway, &observed, EPOCH, &Ledger::new(0));
+    let plan = scaling::plan(&gateway, &observed, EPOCH, &Ledger::new(0, &[]));
     let decided = desired::desired(&gateway, &observed, &plan, &installation);
     (gateway, observed, plan, decided)
 }
@@ -92,7 +92,7 @@ fn pods_are_replaced_only_for_what_a_running_gateway_cannot_follow() {
     let templates = |change: fn(&mut ProtocolGateway)| {
         let (mut gateway, observed, ..) = decide(&case);
         change(&mut gateway);
-        let plan = scaling::plan(&gateway, &observed, EPOCH, &Ledger::new(0));
+        let plan = scaling::plan(&gateway, &observed, EPOCH, &Ledger::new(0, &[]));
         let desired = desired::desired(&gateway, &observed, &plan, &installation).expect("the spec is right");
         let of_kind = |kind: &str, path: &str| {
             let objects = desired.objects.iter().map(|object| json!(object));

@@ -27,7 +27,7 @@ pub(crate) const WIDTH: usize = 4;
 /// An order that was not answered is given again after so long.
 const RETRY: Millis = 2_000;
 
-/// What one leader told the pods.
+/// What the pods were told, by this leader and, as far as the plan says so, by those before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ledger {
     since: Millis,
@@ -41,9 +41,9 @@ struct Grant {
     high_until: Millis,
     low: u32,
     low_until: Millis,
-    /// The last order and when it was sent.
-    sent: (Order, Millis),
-    /// It confirmed the last order.
+    /// The last order of this leader and when it was sent.
+    sent: Option<(Order, Millis)>,
+    /// The pod confirmed it.
     confirmed: bool,
 }
 
@@ -59,9 +59,21 @@ impl Grant {
 }
 
 impl Ledger {
-    /// Of a leader that took over at this time.
-    pub fn new(since: Millis) -> Self {
-        Self { since, grants: BTreeMap::new() }
+    /// Of a leader that took over at this time and found this plan: what it says may have been handed out until then.
+    pub fn new(since: Millis, plan: &[Drain]) -> Self {
+        let inherited = |drain: &Drain| {
+            let grant = Grant {
+                high: drain.per_second,
+                high_until: since + TAKEN_FOR,
+                low: 0,
+                low_until: since,
+                sent: None,
+                confirmed: false,
+            };
+            (drain.pod.clone(), grant)
+        };
+        let grants = plan.iter().filter(|drain| drain.per_second > 0).map(inherited).collect();
+        Self { since, grants }
     }
 
     /// When this leader took over.
@@ -69,31 +81,30 @@ impl Ledger {
         self.since
     }
 
-    /// To be called before an order is sent; `drain` is what is persisted for the pod. Whether it arrives is not known.
-    pub fn sending(&mut self, drain: Option<&Drain>, pod: &str, order: Order, now: Millis) {
+    /// To be called before an order is sent. Whether it arrives is not known.
+    pub fn sending(&mut self, pod: &str, order: Order, now: Millis) {
         let rate = order.per_second();
         let lapses_at = now + TAKEN_FOR;
-        let inherited = drain.filter(|drain| self.inherits(drain, now));
-        let (mut high, mut high_until, mut low) = match (self.grants.get(pod), inherited) {
+        let (mut high, mut high_until, low) = match self.grants.get(pod) {
             // what was high is over
-            (Some(grant), _) if now >= grant.high_until => (grant.low, grant.low_until, 0),
-            (Some(grant), _) => (grant.high, grant.high_until, grant.low),
-            (None, Some(drain)) => (drain.per_second, self.since + TAKEN_FOR, 0),
-            (None, None) => (0, now, 0),
+            Some(grant) if now >= grant.high_until => (grant.low, grant.low_until, 0),
+            Some(grant) => (grant.high, grant.high_until, grant.low),
+            None => (0, now, 0),
         };
         if rate >= high || now >= high_until {
             (high, high_until) = (rate, lapses_at);
         }
-        low = low.max(rate);
-        let grant = Grant { high, high_until, low, low_until: lapses_at, sent: (order, now), confirmed: false };
-        self.grants.insert(pod.to_owned(), grant);
+        let low = low.max(rate);
+        let sent = Some((order, now));
+        self.grants
+            .insert(pod.to_owned(), Grant { high, high_until, low, low_until: lapses_at, sent, confirmed: false });
     }
 
     /// To be called when the pod took the order that was sent last.
     pub fn confirmed(&mut self, pod: &str, now: Millis) {
         if let Some(grant) = self.grants.get_mut(pod) {
             grant.high_until = grant.high_until.min(now + WINDOW);
-            grant.low = grant.sent.0.per_second();
+            grant.low = grant.sent.map_or(0, |(order, _)| order.per_second());
             grant.low_until = now + LEASE + WINDOW;
             grant.confirmed = true;
         }
@@ -118,38 +129,26 @@ impl Ledger {
         gone.map(|(_, grant)| grant.at(view.now())).fold(0, u32::saturating_add)
     }
 
-    /// Devices per second that a pod may be letting go by what this leader told it.
+    /// Devices per second that a pod may be letting go by what it was told.
     pub fn outstanding(&self, pod: &str, now: Millis) -> u32 {
         self.grants.get(pod).map_or(0, |grant| grant.at(now))
     }
 
-    /// The same, counting with what earlier leaders told it.
-    pub(crate) fn held(&self, drain: &Drain, now: Millis) -> u32 {
-        if self.inherits(drain, now) { drain.per_second } else { self.outstanding(&drain.pod, now) }
-    }
-
-    /// An order of an earlier leader may still be in force.
-    fn inherits(&self, drain: &Drain, now: Millis) -> bool {
-        !self.knows(&drain.pod) && now < self.since + TAKEN_FOR
-    }
-
-    /// It was told something by this leader.
-    fn knows(&self, pod: &str) -> bool {
-        self.grants.contains_key(pod)
-    }
-
     /// Whether a pod may be forgotten: it knows that it is not to let anybody go, or was never told, or its lease ran out.
-    pub(crate) fn is_free(&self, drain: &Drain, now: Millis) -> bool {
-        let undone = |grant: &Grant| grant.has_lapsed(now) || (grant.confirmed && grant.sent.0 == Order::Undrain);
-        self.grants.get(&drain.pod).is_none_or(undone) && self.held(drain, now) == 0
+    pub(crate) fn is_free(&self, pod: &str, now: Millis) -> bool {
+        let knows = |grant: &Grant| grant.confirmed && grant.sent.is_some_and(|(order, _)| order == Order::Undrain);
+        self.grants.get(pod).is_none_or(|grant| grant.has_lapsed(now) || (knows(grant) && grant.at(now) == 0))
     }
 
     /// Whether a pod is to be told now: something new, or the same again before its lease runs out.
     pub(crate) fn is_due(&self, pod: &str, order: Order, now: Millis) -> bool {
-        let Some(grant) = self.grants.get(pod) else { return true };
-        let (before, at) = grant.sent;
-        let wait = if grant.confirmed { RENEWAL } else { RETRY };
-        before != order || now - at >= wait
+        let Some((before, at, confirmed)) = self.grants.get(pod).and_then(|grant| {
+            let (order, at) = grant.sent?;
+            Some((order, at, grant.confirmed))
+        }) else {
+            return true;
+        };
+        before != order || now - at >= if confirmed { RENEWAL } else { RETRY }
     }
 
     /// Whether the pod follows an order of ours: it does nothing by itself.
@@ -161,8 +160,9 @@ impl Ledger {
 /// Says in each drain the most that its pod may have, and returns what it is to be told, by pod.
 pub(crate) fn allot(view: &View<'_>, drains: &mut [Drain]) -> BTreeMap<String, u32> {
     let budget = view.input.spec.per_second;
-    let held: BTreeMap<&str, Held> = view.input.pods.iter().map(|pod| (pod.name.as_str(), Held::of(view, pod))).collect();
-    let taken = held.values().fold(of_gone(view), |sum, held| sum.saturating_add(held.all()));
+    let held: BTreeMap<&str, Held> =
+        view.input.pods.iter().map(|pod| (pod.name.as_str(), Held::of(view, pod))).collect();
+    let taken = held.values().fold(view.input.ledger.of_gone(view), |sum, held| sum.saturating_add(held.all()));
     let (mut free, over) = (budget.saturating_sub(taken), taken.saturating_sub(budget));
     let queue = queue(view, drains);
     let share = shares(budget, queue.len());
@@ -194,26 +194,12 @@ struct Held {
 
 impl Held {
     fn of(view: &View<'_>, pod: &Pod) -> Self {
-        let ledger = view.input.ledger;
-        let drain = view.input.drains.iter().find(|drain| drain.pod == pod.name);
-        let told = drain.map_or_else(
-            || ledger.outstanding(&pod.name, view.now()),
-            |drain| ledger.held(drain, view.now()),
-        );
-        Self { told, by_itself: by_itself(view, pod) }
+        Self { told: view.input.ledger.outstanding(&pod.name, view.now()), by_itself: by_itself(view, pod) }
     }
 
     fn all(self) -> u32 {
         self.told.max(self.by_itself)
     }
-}
-
-/// Devices per second that pods which are gone may have let go a moment ago.
-fn of_gone(view: &View<'_>) -> u32 {
-    let ledger = view.input.ledger;
-    let planned = view.input.drains.iter().filter(|drain| view.pod(&drain.pod).is_none() && !ledger.knows(&drain.pod));
-    let inherited = planned.map(|drain| ledger.held(drain, view.now())).fold(0, u32::saturating_add);
-    ledger.of_gone(view).saturating_add(inherited)
 }
 
 /// What a pod may let go without having been told: it was told to stop, and nobody orders anything.

@@ -51,7 +51,7 @@ fn carry(view: &View<'_>, drain: &Drain, pod: &Pod) -> Option<Drain> {
         }
         Cause::ScaleIn | Cause::Rebalance => {}
     }
-    if drain.state == State::Undoing && view.input.ledger.is_free(&drain, view.now()) {
+    if drain.state == State::Undoing && view.input.ledger.is_free(&drain.pod, view.now()) {
         return None;
     }
     if drain.cause == Cause::ScaleIn {

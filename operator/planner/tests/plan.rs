@@ -30,7 +30,7 @@ fn fleet(devices: &[u64]) -> Fleet {
         pods: names.zip(devices).map(|(name, devices)| pod(&name, *devices)).collect(),
         drains: Vec::new(),
         rebalanced: Rebalanced::default(),
-        ledger: Ledger::new(NOW - 10 * MINUTE),
+        ledger: Ledger::new(NOW - 10 * MINUTE, &[]),
     }
 }
 
@@ -187,10 +187,10 @@ fn a_new_leader_counts_what_the_plan_says_was_handed_out() {
         .with(drain("b", Cause::ScaleIn, State::Draining))
         .pod(0, left)
         .pod(1, left);
-    taken_over.ledger = Ledger::new(NOW - 1000);
+    taken_over.ledger = Ledger::new(NOW - 1000, &taken_over.drains);
     let rates: Vec<u32> = taken_over.decide().drains.iter().map(|drain| drain.per_second).collect();
     assert_eq!(rates, [7, 3]);
-    taken_over.ledger = Ledger::new(NOW - MINUTE);
+    taken_over.ledger = Ledger::new(NOW - MINUTE, &taken_over.drains);
     let rates: Vec<u32> = taken_over.decide().drains.iter().map(|drain| drain.per_second).collect();
     assert_eq!(rates, [5, 5], "the leases are over");
 }
@@ -198,18 +198,17 @@ fn a_new_leader_counts_what_the_plan_says_was_handed_out() {
 #[test]
 fn a_share_counts_until_the_pod_confirmed_less_and_a_second_went_by() {
     let less = order(Cause::ScaleIn, 2, true);
-    let drain = drain("a", Cause::ScaleIn, State::Draining);
-    let mut ledger = Ledger::new(0);
+    let mut ledger = Ledger::new(0, &[]);
     let check = |ledger: &Ledger, expected: &[(i64, u32)]| {
         for (now, share) in expected {
             assert_eq!(ledger.outstanding("a", *now), *share, "at {now}");
         }
     };
-    ledger.sending(Some(&drain), "a", order(Cause::ScaleIn, 8, true), NOW);
+    ledger.sending("a", order(Cause::ScaleIn, 8, true), NOW);
     check(&ledger, &[(NOW, 8), (NOW + 20_999, 8), (NOW + 21_000, 0)]);
     ledger.confirmed("a", NOW + 100);
     check(&ledger, &[(NOW + 16_099, 8), (NOW + 16_100, 0)]);
-    ledger.sending(Some(&drain), "a", less, NOW + 2000);
+    ledger.sending("a", less, NOW + 2000);
     check(&ledger, &[(NOW + 2000, 8), (NOW + 16_099, 8), (NOW + 16_100, 2), (NOW + 23_000, 0)]);
     ledger.confirmed("a", NOW + 2100);
     check(&ledger, &[(NOW + 3099, 8), (NOW + 3100, 2), (NOW + 18_099, 2), (NOW + 18_100, 0)]);
@@ -231,12 +230,12 @@ fn demand_comes_back_and_the_youngest_are_undone_first() {
 #[test]
 fn an_undone_drain_is_forgotten_when_the_pod_knows() {
     let mut undoing = fleet(&[5, 9]).with(drain("a", Cause::ScaleIn, State::Undoing));
-    undoing.ledger.sending(None, "a", order(Cause::ScaleIn, 5, true), NOW - 2000);
+    undoing.ledger.sending("a", order(Cause::ScaleIn, 5, true), NOW - 2000);
     undoing.ledger.confirmed("a", NOW - 2000);
     let decision = undoing.decide();
     assert_eq!(decision.orders, [("a".to_owned(), Order::Undrain)]);
     assert_eq!(states(&decision), [("a", Cause::ScaleIn, State::Undoing, 5)]);
-    undoing.ledger.sending(None, "a", Order::Undrain, NOW - 1500);
+    undoing.ledger.sending("a", Order::Undrain, NOW - 1500);
     undoing.ledger.confirmed("a", NOW - 1400);
     assert_eq!(undoing.decide().drains, []);
 }
@@ -274,7 +273,7 @@ fn in_a_rollout_devices_stay_until_no_old_pod_takes_them() {
 #[test]
 fn a_deadline_comes_before_moving_once() {
     let mut late = rolling(&[5600, 50, 0]).pod(1, |pod| pod.outdated = true);
-    late.ledger.sending(None, "a", order(Cause::Upgrade, 0, true), NOW - 4000);
+    late.ledger.sending("a", order(Cause::Upgrade, 0, true), NOW - 4000);
     late.ledger.confirmed("a", NOW - 4000);
     assert_eq!(late.decide().orders, [("a".to_owned(), order(Cause::Upgrade, 10, true))]);
     let too_late = rolling(&[56_000, 50, 0]);

@@ -126,7 +126,11 @@ mod tests {
         check(1, vec![pod("old", 1, false), pod("old", 2, false), pod("new", 3, false)], Some("new"));
         // an old pod was evicted in the middle of the rollout, and made anew
         check(1, vec![pod("old", 1, false), pod("new", 3, false), pod("old", 4, false)], Some("new"));
-        check(2, vec![pod("old", 1, false), pod("old", 2, false), pod("new", 3, false), pod("new", 4, false)], Some("new"));
+        check(
+            2,
+            vec![pod("old", 1, false), pod("old", 2, false), pod("new", 3, false), pod("new", 4, false)],
+            Some("new"),
+        );
         check(2, vec![pod("new", 3, false), pod("new", 4, false), pod("old", 1, true)], Some("new"));
     }
 

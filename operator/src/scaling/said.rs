@@ -44,10 +44,7 @@ pub(super) fn rebalanced(rebalanced: Rebalanced) -> Option<LastRebalance> {
 }
 
 pub(super) fn read_rebalanced(last: &LastRebalance) -> Rebalanced {
-    Rebalanced {
-        ended_at: Some(last.ended_at.0.as_millisecond()),
-        failures: u32::try_from(last.failures).unwrap_or(0),
-    }
+    Rebalanced { ended_at: Some(last.ended_at.0.as_millisecond()), failures: u32::try_from(last.failures).unwrap_or(0) }
 }
 
 /// The API's word for a cause; orders use the same.

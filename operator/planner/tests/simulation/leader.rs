@@ -43,9 +43,9 @@ pub(crate) struct Leader {
 pub(crate) struct Dead;
 
 impl Leader {
-    pub(crate) fn new(epoch: i64, now: Millis, mortality: usize, random: &mut Random) -> Self {
+    pub(crate) fn new(epoch: i64, now: Millis, mortality: usize, plan: &[Drain], random: &mut Random) -> Self {
         let blind_until = now + random.between(0, 6) * TICK;
-        Self { epoch, ledger: Ledger::new(now), next: now, blind_until, mortality, is_busy: true }
+        Self { epoch, ledger: Ledger::new(now, plan), next: now, blind_until, mortality, is_busy: true }
     }
 
     fn survives(&self, random: &mut Random) -> Result<(), Dead> {
@@ -85,11 +85,6 @@ impl Leader {
             ledger: &self.ledger,
         };
         let decision = plan(&input);
-        let told: Vec<(Option<Drain>, String, Order)> = decision
-            .orders
-            .iter()
-            .map(|(pod, order)| (store.drains.iter().find(|drain| &drain.pod == pod).cloned(), pod.clone(), *order))
-            .collect();
         self.survives(random)?;
         judge.tally.undone += u64::from(count(&decision.drains, State::Undoing) > count(&store.drains, State::Undoing));
         let moving = |drains: &[Drain]| drains.iter().any(|drain| drain.cause == planner::Cause::Rebalance);
@@ -108,13 +103,13 @@ impl Leader {
         }
         store.drains = decision.drains;
         store.rebalanced = decision.rebalanced;
-        for (drain, pod, order) in told.iter() {
+        for (pod, order) in &decision.orders {
             if let Err(dead) = self.survives(random) {
                 let at = now + random.between(0, ORDER_TIMEOUT / TICK) * TICK;
                 late.push(Late { at, pod: pod.clone(), order: *order, epoch: self.epoch });
                 return Err(dead);
             }
-            self.tell(now, cluster, drain.as_ref(), pod, *order);
+            self.tell(now, cluster, pod, *order);
         }
         for (pod, cost) in &decision.deletion_costs {
             self.survives(random)?;
@@ -122,8 +117,10 @@ impl Leader {
         }
         self.survives(random)?;
         let replicas = decision.replicas.unwrap_or(cluster.replicas);
-        self.is_busy =
-            persists || !told.is_empty() || !decision.deletion_costs.is_empty() || replicas != cluster.replicas;
+        self.is_busy = persists
+            || !decision.orders.is_empty()
+            || !decision.deletion_costs.is_empty()
+            || replicas != cluster.replicas;
         if replicas != cluster.replicas {
             log(cluster.loud, now, || format!("Deployment {} -> {replicas}", cluster.replicas));
         }
@@ -132,8 +129,8 @@ impl Leader {
         Ok(())
     }
 
-    fn tell(&mut self, now: Millis, cluster: &mut Cluster, drain: Option<&Drain>, pod: &str, order: Order) {
-        self.ledger.sending(drain, pod, order, now);
+    fn tell(&mut self, now: Millis, cluster: &mut Cluster, pod: &str, order: Order) {
+        self.ledger.sending(pod, order, now);
         let Some(pod) = cluster.pods.iter_mut().find(|there| there.name == pod) else { return };
         if !pod.runs(now) || now < pod.silent_until {
             return;

@@ -189,7 +189,7 @@ impl World {
             self.judge.tally.leaders += 1;
             let mortality = if self.script.mortal_leaders { 150 } else { 0 };
             log(self.script.loud, now, || format!("leader {} begins", self.epoch));
-            self.leader = Some(Leader::new(self.epoch, now, mortality, &mut self.random));
+            self.leader = Some(Leader::new(self.epoch, now, mortality, &self.store.drains, &mut self.random));
         }
         let Some(leader) = &mut self.leader else { return };
         let (cluster, store, judge) = (&mut self.cluster, &mut self.store, &mut self.judge);
