@@ -9,7 +9,7 @@ mod scaling;
 pub mod tls;
 mod workload;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crds::ProtocolGateway;
 use gateway_core::{
@@ -19,7 +19,12 @@ use gateway_core::{
 use kube::{ResourceExt, core::DynamicObject};
 use serde::{Deserialize, Serialize};
 
-use crate::observe::Observed;
+pub use self::config::FILE as CONFIG_FILE;
+use crate::{
+    names,
+    observe::{Observed, Use},
+    secrets,
+};
 
 /// What the operator itself was installed with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +118,34 @@ pub fn desired(
         workload.into_iter().filter(|title| !applied.contains(title) && !observed.foreign.contains(title)).collect();
     let replicas = applied.contains(&format!("Deployment {}", context.name)).then(|| scaling::replicas(&context));
     Ok(Desired { objects, certificates: certificates.steps, secrets: certificates.secrets, problems, replicas, kept })
+}
+
+/// The Secrets that a decision looks at.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct References {
+    /// What for, by name.
+    pub uses: BTreeMap<String, BTreeSet<Use>>,
+    /// How keys are read; absent where there is no configuration at all, and nothing to look at.
+    pub settings: Option<Settings>,
+}
+
+/// Every Secret that [`desired`] will look at: those of the spec, those of the configuration in force, and the operator's.
+pub fn references(gateway: &ProtocolGateway, config_in_force: Option<&str>) -> References {
+    let observed = Observed { config_in_force: config_in_force.map(str::to_owned), ..Observed::default() };
+    let installation = Installation { gateway_image: String::new() };
+    let (name, namespace) = (gateway.name_any(), gateway.namespace().unwrap_or_default());
+    let context = Context { gateway, observed: &observed, installation: &installation, name, namespace };
+    let configured: Vec<Checked> =
+        config::wanted(&context).ok().into_iter().chain(config::in_force(&observed)).collect();
+    let mut uses: BTreeMap<String, BTreeSet<Use>> = BTreeMap::new();
+    for reference in configured.iter().flat_map(|checked| secrets::referenced(&checked.config)) {
+        uses.entry(reference.secret_name).or_default().insert(reference.usage);
+    }
+    if !configured.is_empty() {
+        uses.entry(names::authority(&context.name)).or_default();
+        uses.entry(names::control_client(&context.name)).or_default().extend([Use::Client, Use::Authority]);
+    }
+    References { uses, settings: configured.into_iter().next().map(|checked| checked.settings) }
 }
 
 /// Which configuration pods run by.

@@ -1,4 +1,12 @@
 //! Everything a decision needs, in one struct, time included. Holds no key and no password.
+//!
+//! The modules below fill it: [`mirror`] holds what is watched, [`secrets`] asks for named Secrets, [`look`] puts it together.
+
+pub mod apis;
+pub mod look;
+pub mod mirror;
+pub mod pods;
+pub mod secrets;
 
 use std::collections::{BTreeMap, BTreeSet};
 

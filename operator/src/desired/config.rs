@@ -9,7 +9,7 @@ use super::{Checked, Context, Invalid, Problem, object};
 use crate::{names, observe::Observed, secrets};
 
 /// Key of the ConfigMap, and name of the file.
-pub(super) const FILE: &str = "gateway.yaml";
+pub const FILE: &str = "gateway.yaml";
 
 /// The configuration that the spec asks for.
 pub(super) fn wanted(context: &Context<'_>) -> Result<Checked, Invalid> {
