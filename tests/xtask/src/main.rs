@@ -30,7 +30,7 @@ enum Command {
     Local(local::Arguments),
     /// Measure the workloads beside the least that the same work can cost.
     Bench(bench::Arguments),
-    /// Write crds/protocolgateway.yaml from the types of `crds`.
+    /// Write crds/protocolgateway.yaml, and the chart's copy of it, from the types of `crds`.
     Crds(crds::Arguments),
     /// Run the tests of the levels named, or of all of them.
     Test(test::Arguments),
