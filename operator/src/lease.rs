@@ -94,7 +94,7 @@ pub fn stand(leases: Api<Lease>, name: &str, settings: Settings, metrics: Metric
     let (resign, resigned) = watch::channel(false);
     info!(identity = %settings.identity, lease = name, "stands for election");
     // half of it, so that clocks may differ in speed
-    let margin = settings.duration.saturating_sub(settings.renew_deadline) / 2;
+    let margin = settings.patience.saturating_sub(settings.renew_deadline) / 2;
     let candidate = Candidate {
         leases,
         name: name.to_owned(),

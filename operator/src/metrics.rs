@@ -95,6 +95,11 @@ impl Metrics {
         metrics
     }
 
+    /// Where parts with metrics of their own put them.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     /// Adds a metric of a part's own.
     pub fn add<C: Collector + Clone + 'static>(&self, metric: prometheus::Result<C>) -> C {
         add(&self.registry, metric)

@@ -61,7 +61,7 @@ pub(super) fn authority(name: &str, life_s: i64, now: Timestamp) -> Result<Pair,
     parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let key = key()?;
-    let certificate = parameters.self_signed(&key).map_err(failed)?.pem().into_bytes();
+    let certificate = parameters.self_signed(&key).map_err(|error| failed(&error))?.pem().into_bytes();
     let facts = secrets::certificate(&certificate).map_err(|error| MintError::Made(error.to_owned()))?;
     Ok(Pair { certificate, key: key.serialize_pem().into_bytes(), facts })
 }
@@ -80,10 +80,10 @@ pub(super) fn leaf(leaf: &Leaf, authority: &Pair, now: Timestamp) -> Result<Sign
         Purpose::Server => ExtendedKeyUsagePurpose::ServerAuth,
         Purpose::Client => ExtendedKeyUsagePurpose::ClientAuth,
     }];
-    let signer = text(&authority.key).and_then(|pem| KeyPair::from_pem(pem).map_err(failed))?;
-    let issuer = Issuer::from_ca_cert_pem(text(&authority.certificate)?, signer).map_err(failed)?;
+    let signer = text(&authority.key).and_then(|pem| KeyPair::from_pem(pem).map_err(|error| failed(&error)))?;
+    let issuer = Issuer::from_ca_cert_pem(text(&authority.certificate)?, signer).map_err(|error| failed(&error))?;
     let key = key()?;
-    let certificate = parameters.signed_by(&key, &issuer).map_err(failed)?.pem().into_bytes();
+    let certificate = parameters.signed_by(&key, &issuer).map_err(|error| failed(&error))?.pem().into_bytes();
     Ok(Signer { certificate, key: key.serialize_pem().into_bytes() })
 }
 
@@ -110,7 +110,7 @@ fn serial() -> [u8; 16] {
 }
 
 fn key() -> Result<KeyPair, MintError> {
-    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| failed(&error))
 }
 
 fn common_name(name: &str) -> DistinguishedName {
@@ -137,6 +137,6 @@ fn text(pem: &[u8]) -> Result<&str, MintError> {
     std::str::from_utf8(pem).map_err(|_| MintError::Made("the CA is no PEM".to_owned()))
 }
 
-fn failed(error: rcgen::Error) -> MintError {
+fn failed(error: &rcgen::Error) -> MintError {
     MintError::Made(error.to_string())
 }

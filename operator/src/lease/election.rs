@@ -8,7 +8,7 @@
 //!
 //! Why two never lead at once: a leader counts its term from the moment it *sent* the renewal, others count from the moment
 //! they *saw* the Lease change, which is later; and the term ([`Settings::renew_deadline`]) is shorter than what the others
-//! wait ([`Settings::duration`]). Each counts on a clock of its own, and no time in the Lease is compared with any. Every write
+//! wait ([`Settings::patience`]). Each counts on a clock of its own, and no time in the Lease is compared with any. Every write
 //! names the version of the Lease that it replaces.
 
 use std::time::{Duration, Instant};
@@ -18,8 +18,10 @@ use std::time::{Duration, Instant};
 pub struct Settings {
     /// Who we are: no two processes are the same, not even two in one pod one after the other.
     pub identity: String,
-    /// Others take over when the Lease has not changed for so long.
+    /// For how long the Lease is held, as it says. Others lead within this after a leader died.
     pub duration: Duration,
+    /// Others take over when they have seen no change for so long: shorter, for they do not look all the time.
+    pub patience: Duration,
     /// A leader whose renewals fail leads no longer than this.
     pub renew_deadline: Duration,
     /// A leader renews this often.
@@ -34,17 +36,23 @@ pub struct Settings {
 const DURATION_MAX: Duration = Duration::from_mins(5);
 
 impl Settings {
-    /// In the proportions of 15 s: deadline 10 s, renewal every 5 s, a look every second, 2 s for a request.
+    /// In the proportions of 15 s: patience 13 s, deadline 10 s, renewal every 5 s, a look every second, 2 s for a request.
     pub fn new(identity: String, duration: Duration) -> Self {
         Self {
             identity,
             duration,
+            patience: patience(duration),
             renew_deadline: duration * 2 / 3,
             renew_every: duration / 3,
             retry: (duration / 15).min(Duration::from_secs(1)),
             request_timeout: duration * 2 / 15,
         }
     }
+}
+
+/// How long to wait for a holder that does not renew.
+fn patience(duration: Duration) -> Duration {
+    duration * 13 / 15
 }
 
 /// What the Lease says.
@@ -185,15 +193,12 @@ impl Election {
             (record, Some(seen)) if *record == seen.record => seen.free_from,
             // that it is gone does not say that its holder knows
             (None, Some(seen)) => seen.free_from,
-            (Some(held), _) if held.holder.is_some() && !ours => now + self.patience(held),
+            (Some(held), _) if held.holder.is_some() && !ours => {
+                now + patience(held.duration.min(DURATION_MAX)).max(self.settings.patience)
+            }
             (Some(_), _) | (None, None) => now,
         };
         self.seen = Some(Seen { record, at: now, free_from });
-    }
-
-    /// How long to wait for a holder that does not renew.
-    fn patience(&self, record: &Record) -> Duration {
-        record.duration.min(DURATION_MAX).max(self.settings.duration)
     }
 
     /// A write that was sent at `sent` was taken; the Lease now has `version`.
