@@ -117,7 +117,7 @@ pub struct ProtocolGatewaySpec {
     /// At what pace devices may be disconnected, whatever the cause.
     #[serde(default)]
     pub reconnects: Reconnects,
-    /// Certificate of the listeners: exactly one of selfSigned, secretName and certManager.
+    /// Certificate of the listeners: exactly one of selfSigned, secretName and certManager. Default: selfSigned.
     #[serde(default)]
     pub tls: Tls,
     /// The Service in front of the listeners.

@@ -32,7 +32,11 @@ pub(crate) const QUIET: Duration = Duration::from_secs(3);
 /// Runs `test` in a namespace of its own, with the definition installed.
 pub(crate) async fn story(name: &str, test: impl AsyncFnOnce(&Story) -> anyhow::Result<()>) {
     static PROVIDER: Once = Once::new();
-    PROVIDER.call_once(|| drop(rustls::crypto::aws_lc_rs::default_provider().install_default()));
+    PROVIDER.call_once(|| {
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().init();
+    });
     let cluster = Cluster::api().await.expect("a cluster");
     define(&cluster.client().await.expect("a client")).await.expect("the definition is taken");
     cluster.story(name, test).await;
