@@ -11,10 +11,14 @@ use kube::{
     Api,
     api::{Patch, PatchParams},
 };
-use planner::{Ledger, Millis, Order};
+use planner::{Ledger, Millis, Order, budget::LEASE};
 use serde_json::json;
 
-use crate::scaling::{self, Plan};
+use crate::{
+    observe::{DrainFacts, Load, PodFacts},
+    pods::{self, Report},
+    scaling::{self, Plan},
+};
 
 /// Annotation by which a ReplicaSet chooses whom to delete.
 pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
@@ -28,8 +32,9 @@ pub struct Book {
 }
 
 impl Book {
-    /// The ledger of this epoch; `persisted` are the drains in status, which a new leader takes over.
-    pub fn ledger(&mut self, epoch: i64, persisted: &[Drain], now: Timestamp) -> &mut Ledger {
+    /// The ledger of this epoch, for the pods that there are; `persisted` are the drains in status, which a new leader takes over.
+    /// `now` is not rounded.
+    pub fn ledger(&mut self, epoch: i64, persisted: &[Drain], pods: &[PodFacts], now: Timestamp) -> &mut Ledger {
         if self.of.as_ref().is_none_or(|(of, _)| *of != epoch) {
             self.of = None;
         }
@@ -37,7 +42,9 @@ impl Book {
             let plan: Vec<planner::Drain> = persisted.iter().map(scaling::read_drain).collect();
             (epoch, Ledger::new(scaling::millis(now), &plan))
         };
-        &mut self.of.get_or_insert_with(inherit).1
+        let ledger = &mut self.of.get_or_insert_with(inherit).1;
+        ledger.retain(|name| pods.iter().any(|pod| pod.name == name), scaling::millis(now));
+        ledger
     }
 }
 
@@ -88,6 +95,39 @@ where
     carried
 }
 
+/// An order in the words of the admin port.
+pub fn message(order: Order, epoch: i64) -> pods::Order {
+    match order {
+        Order::Undrain => pods::Order::Undrain { epoch },
+        Order::Drain(order) => pods::Order::Drain {
+            cause: scaling::cause(order.cause),
+            epoch,
+            per_second: f64::from(order.per_second),
+            lease_seconds: LEASE as f64 / 1000.0,
+            down_to: order.down_to,
+            leave: order.leave,
+        },
+    }
+}
+
+/// What a pod said, as decisions look at it.
+pub fn heard(report: &Report) -> Option<Load> {
+    let load = report.load.as_ref()?;
+    let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    Some(Load {
+        connections: count(load.connections.saturating_add(load.handshaking)),
+        age_s: count(report.stale_for.as_secs()),
+        upstream_failing: load.upstream.failing.clone(),
+        upstream_throttled: load.upstream.throttled,
+        drain: load.drain.as_ref().map(|drain| DrainFacts {
+            cause: drain.cause,
+            epoch: drain.epoch,
+            per_second: if drain.state == pods::DrainState::Draining { drain.per_second } else { 0.0 },
+            remaining: count(drain.remaining),
+        }),
+    })
+}
+
 /// Writes or takes away a pod's deletion cost.
 ///
 /// # Errors
@@ -120,7 +160,7 @@ mod tests {
     #[test]
     fn what_a_pod_did_not_confirm_stays_in_the_ledger() {
         let mut book = Book::default();
-        let ledger = book.ledger(EPOCH, &[], Timestamp::UNIX_EPOCH);
+        let ledger = book.ledger(EPOCH, &[], &[], Timestamp::UNIX_EPOCH);
         let told = RefCell::new(Vec::new());
         let tell = |pod: String, order: Order| {
             told.borrow_mut().push((pod.clone(), order));
@@ -135,8 +175,8 @@ mod tests {
     fn another_epoch_begins_a_new_ledger() {
         let mut book = Book::default();
         let at = |second| Timestamp::from_second(second).expect("a time");
-        assert_eq!(book.ledger(1, &[], at(5)).since(), 5000);
-        assert_eq!(book.ledger(1, &[], at(9)).since(), 5000);
-        assert_eq!(book.ledger(2, &[], at(9)).since(), 9000);
+        assert_eq!(book.ledger(1, &[], &[], at(5)).since(), 5000);
+        assert_eq!(book.ledger(1, &[], &[], at(9)).since(), 5000);
+        assert_eq!(book.ledger(2, &[], &[], at(9)).since(), 9000);
     }
 }

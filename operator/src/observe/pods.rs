@@ -2,13 +2,13 @@
 
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition, PodStatus};
 
 use super::PodFacts;
-use crate::{names, observe::mirror::Name};
+use crate::{names, observe::mirror::Name, orders};
 
 /// A pod, but for what it says itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct SeenPod {
     /// What decisions look at; what the pod says of itself is still to be filled in.
     pub facts: PodFacts,
@@ -27,12 +27,21 @@ pub fn fleet(pod: &Pod) -> Option<Name> {
 
 /// What is seen of a pod.
 pub fn seen(pod: &Pod) -> SeenPod {
-    let status = pod.status.as_ref();
+    let (status, metadata) = (pod.status.as_ref(), &pod.metadata);
+    let is_ready = status.and_then(ready);
+    let annotation = |name: &str| metadata.annotations.as_ref()?.get(name);
+    let label = |name: &str| metadata.labels.as_ref()?.get(name).cloned();
     SeenPod {
         facts: PodFacts {
-            name: pod.metadata.name.clone().unwrap_or_default(),
-            ready: status.is_some_and(ready),
-            terminating: pod.metadata.deletion_timestamp.is_some(),
+            name: metadata.name.clone().unwrap_or_default(),
+            ready: is_ready.is_some_and(|condition| condition.status == "True"),
+            ready_changed: is_ready.and_then(|condition| Some(condition.last_transition_time.as_ref()?.0)),
+            stopped: !status.is_some_and(runs),
+            created: metadata.creation_timestamp.as_ref().map(|time| time.0),
+            template: label("pod-template-hash").unwrap_or_default(),
+            deletion_cost: annotation(orders::DELETION_COST).and_then(|cost| cost.parse().ok()),
+            terminating: metadata.deletion_timestamp.is_some(),
+            ends: metadata.deletion_timestamp.as_ref().map(|time| time.0),
             trouble: status.and_then(trouble),
             ..PodFacts::default()
         },
@@ -47,8 +56,14 @@ pub fn ended(pod: &Pod) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-fn ready(status: &PodStatus) -> bool {
-    status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+fn ready(status: &PodStatus) -> Option<&PodCondition> {
+    status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready")
+}
+
+/// Whether a process of it may hold connections.
+fn runs(status: &PodStatus) -> bool {
+    let running = |container: &ContainerStatus| container.state.as_ref().is_some_and(|state| state.running.is_some());
+    status.container_statuses.iter().flatten().any(running)
 }
 
 /// Why it does not run: its container's reason, or its scheduler's.
@@ -116,5 +131,29 @@ mod tests {
         assert!(seen.facts.ready && !seen.facts.terminating);
         assert_eq!(seen.address, Some(IpAddr::from([10, 0, 0, 7])));
         assert!(!pod(&json!({"conditions": [{"type": "Ready", "status": "False"}]})).facts.ready);
+    }
+
+    #[test]
+    fn what_the_planner_needs_is_read_from_labels_annotations_and_states() {
+        let pod = json!({
+            "metadata": {
+                "name": "gw-7d9f-0",
+                "labels": {"pod-template-hash": "7d9f"},
+                "annotations": {"controller.kubernetes.io/pod-deletion-cost": "-1000"},
+                "creationTimestamp": "2026-11-21T11:00:00Z",
+                "deletionTimestamp": "2026-11-21T12:30:00Z",
+            },
+            "status": {
+                "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": "2026-11-21T12:00:00Z"}],
+                "containerStatuses": [{"name": "gateway", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": {"running": {}}}],
+            },
+        });
+        let facts = seen(&serde_json::from_value(pod).expect("it is a pod")).facts;
+        let time = |text: &str| Some(text.parse().expect("a time"));
+        assert_eq!((facts.template.as_str(), facts.deletion_cost, facts.stopped), ("7d9f", Some(-1000), false));
+        assert_eq!((facts.created, facts.ends), (time("2026-11-21T11:00:00Z"), time("2026-11-21T12:30:00Z")));
+        assert_eq!((facts.ready, facts.ready_changed), (false, time("2026-11-21T12:00:00Z")));
+        let crashed = json!({"metadata": {"name": "a"}, "status": {"containerStatuses": [{"name": "gateway", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": {"waiting": {}}}]}});
+        assert!(seen(&serde_json::from_value(crashed).expect("it is a pod")).facts.stopped);
     }
 }
