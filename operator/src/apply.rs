@@ -23,6 +23,7 @@ use kube::{
 use tracing::{debug, info, warn};
 
 use crate::{
+    controller::fleet::Identity,
     desired::{self, Desired},
     error::{Kind as Failure, ReconcileError, Step},
     kinds::Kind,
@@ -35,6 +36,7 @@ use crate::{
         mirror::{Mirror, Name, owner},
         secrets::Secrets,
     },
+    orders::Book,
 };
 
 /// How soon an object that belongs to somebody else is looked at again: nothing tells when it goes.
@@ -68,6 +70,10 @@ pub struct Memory {
     refused: BTreeMap<String, Refused>,
     /// When the status was written last.
     status_at: Option<Instant>,
+    /// What pods were told.
+    pub book: Book,
+    /// As whom pods are asked.
+    pub identity: Identity,
     /// What stands as it should although it reads otherwise: hash of what was applied and of what came of it.
     settled: HashMap<String, String>,
 }

@@ -7,6 +7,7 @@
 //! Every replica watches and observes; only the one that leads applies and writes status. One ProtocolGateway is never
 //! reconciled twice at a time, and what is wrong with one keeps back no other. A reconcile that changes nothing writes nothing.
 
+pub mod fleet;
 mod queue;
 mod unreadable;
 mod watches;
@@ -45,6 +46,8 @@ use crate::{
         mirror::{Mirror, Mirrored, Name},
         secrets::Secrets,
     },
+    pods::{Fleet, Pods},
+    scaling::{self, Plan},
     shutdown::Shutdown,
     status::status,
 };
@@ -81,6 +84,8 @@ pub struct Inputs {
     pub metrics: Metrics,
     /// Whether it lives and has seen everything once.
     pub health: Health,
+    /// Asks the pods of the fleets.
+    pub pods: Pods,
 }
 
 /// What reconciles and watches share.
@@ -98,6 +103,7 @@ struct World {
     events: Events,
     metrics: Metrics,
     own: Own,
+    pods: Pods,
 }
 
 /// Metrics of this part alone.
@@ -142,7 +148,7 @@ pub async fn run(inputs: Inputs, shutdown: Shutdown) {
 
 impl World {
     fn new(inputs: Inputs, apis: watch::Receiver<Apis>) -> Self {
-        let Inputs { client, installation, namespaces, pod_name, leadership, metrics, .. } = inputs;
+        let Inputs { client, installation, namespaces, pod_name, leadership, metrics, pods, .. } = inputs;
         let (mirror, secrets) = (Mirror::default(), Secrets::default());
         let writer = Writer {
             client: client.clone(),
@@ -164,6 +170,7 @@ impl World {
             events: Events::new(client, pod_name),
             own: Own::new(&metrics),
             metrics,
+            pods,
         }
     }
 
@@ -217,6 +224,7 @@ impl Loop {
                 epoch = leadership.changed() => if epoch.is_some() { world.all() },
                 Some(ended) = self.running.join_next_with_id() => self.end(ended),
                 Ok(()) = apis.changed() => world.all(),
+                fleet = world.pods.changed() => world.work.add(&Name::new(fleet.namespace, fleet.name)),
                 () = world.work.added() => {}
                 () = sleep_until(due.map_or(turn, |due| due.min(turn)).into()) => {}
             }
@@ -276,6 +284,7 @@ impl World {
         match &ended {
             Ok(Next::Never) => {
                 self.secrets.forget(name);
+                self.pods.forget(&Fleet::new(&name.namespace, &name.name));
                 self.metrics.forget(&name.namespace, &name.name);
             }
             _ => drop(self.memories().insert(name.clone(), memory)),
@@ -308,10 +317,11 @@ impl World {
         memory.is_about(&gateway);
         let (observed, decided) = self.settle(&gateway, memory, now).await?;
         let mut next = rest(&observed, memory);
-        if let Some(decided) = &decided
-            && let Some(later) = self.tell(&gateway, &observed, decided, memory).await?
-        {
-            next = next.min(later);
+        if let Some(decided) = &decided {
+            let later = self.tell(&gateway, &observed, decided, memory).await?;
+            // what was decided is persisted: now it may be acted upon
+            self.order(&gateway, &decided.plan, decided.epoch, memory).await?;
+            next = [later, decided.plan.again_in].into_iter().flatten().fold(next, Duration::min);
         }
         Ok(Next::After(next))
     }
@@ -327,11 +337,9 @@ impl World {
         loop {
             passes += 1;
             let observed = self.observe(gateway, memory, now).await?;
-            if self.writer.leadership.epoch().is_none() {
-                return Ok((observed, None));
-            }
-            let decided = desired::desired(gateway, &observed, &self.installation);
-            let Ok(desired) = &decided else { return Ok((observed, Some(decided))) };
+            let Some(epoch) = self.writer.leadership.epoch() else { return Ok((observed, None)) };
+            let decided = self.decide(gateway, &observed, epoch, memory);
+            let Ok(desired) = &decided.desired else { return Ok((observed, Some(decided))) };
             let moved_on = self.writer.certificates(gateway, &desired.certificates, now, memory).await?;
             if moved_on && passes < PASSES_MAX {
                 continue;
@@ -346,15 +354,23 @@ impl World {
                 return Ok((observed, Some(decided)));
             }
             let observed = Observed { refused, ..observed };
-            let decided = desired::desired(gateway, &observed, &self.installation);
+            let decided = self.decide(gateway, &observed, epoch, memory);
             return Ok((observed, Some(decided)));
         }
+    }
+
+    fn decide(&self, gateway: &ProtocolGateway, observed: &Observed, epoch: i64, memory: &mut Memory) -> Decided {
+        let persisted = gateway.status.as_ref().map_or(&[][..], |status| &status.drains);
+        let ledger = memory.book.ledger(epoch, persisted, Some(&observed.pods), Timestamp::now());
+        let plan = scaling::plan(gateway, observed, epoch, ledger);
+        let desired = desired::desired(gateway, observed, &plan, &self.installation);
+        Decided { epoch, plan, desired }
     }
 
     async fn observe(
         &self,
         gateway: &ProtocolGateway,
-        memory: &Memory,
+        memory: &mut Memory,
         now: Timestamp,
     ) -> Result<Observed, ReconcileError> {
         let sources = Sources {
@@ -366,6 +382,7 @@ impl World {
         let mut observed = look::look(&sources, gateway, now).await?;
         observed.foreign.extend(memory.foreign());
         observed.refused = memory.refused();
+        self.hear(gateway, &mut observed, memory).await?;
         Ok(observed)
     }
 
@@ -377,7 +394,7 @@ impl World {
         decided: &Decided,
         memory: &mut Memory,
     ) -> Result<Option<Duration>, ReconcileError> {
-        let now = status(gateway, observed, decided);
+        let now = status(gateway, observed, &decided.plan, &decided.desired);
         match self.writer.status(gateway, &now, memory).await? {
             Told::Written => {
                 let before = gateway.status.as_ref().map_or(&[][..], |status| &status.conditions);
@@ -390,7 +407,12 @@ impl World {
     }
 }
 
-type Decided = Result<Desired, Invalid>;
+/// What is to be, by the leader of this epoch.
+struct Decided {
+    epoch: i64,
+    plan: Plan,
+    desired: Result<Desired, Invalid>,
+}
 
 /// Reads what a user wrote. A status of a form that is not known is as none.
 fn read(mirrored: &Mirrored) -> Result<ProtocolGateway, serde_json::Error> {

@@ -32,9 +32,15 @@ pub struct Book {
 }
 
 impl Book {
-    /// The ledger of this epoch, for the pods that there are; `persisted` are the drains in status, which a new leader takes over.
-    /// `now` is not rounded.
-    pub fn ledger(&mut self, epoch: i64, persisted: &[Drain], pods: &[PodFacts], now: Timestamp) -> &mut Ledger {
+    /// The ledger of this epoch; `persisted` are the drains in status, which a new leader takes over. Pods that are not among
+    /// `pods` are gone. `now` is not rounded.
+    pub fn ledger(
+        &mut self,
+        epoch: i64,
+        persisted: &[Drain],
+        pods: Option<&[PodFacts]>,
+        now: Timestamp,
+    ) -> &mut Ledger {
         if self.of.as_ref().is_none_or(|(of, _)| *of != epoch) {
             self.of = None;
         }
@@ -43,7 +49,9 @@ impl Book {
             (epoch, Ledger::new(scaling::millis(now), &plan))
         };
         let ledger = &mut self.of.get_or_insert_with(inherit).1;
-        ledger.retain(|name| pods.iter().any(|pod| pod.name == name), scaling::millis(now));
+        if let Some(pods) = pods {
+            ledger.retain(|name| pods.iter().any(|pod| pod.name == name), scaling::millis(now));
+        }
         ledger
     }
 }
@@ -160,7 +168,7 @@ mod tests {
     #[test]
     fn what_a_pod_did_not_confirm_stays_in_the_ledger() {
         let mut book = Book::default();
-        let ledger = book.ledger(EPOCH, &[], &[], Timestamp::UNIX_EPOCH);
+        let ledger = book.ledger(EPOCH, &[], None, Timestamp::UNIX_EPOCH);
         let told = RefCell::new(Vec::new());
         let tell = |pod: String, order: Order| {
             told.borrow_mut().push((pod.clone(), order));
@@ -175,8 +183,8 @@ mod tests {
     fn another_epoch_begins_a_new_ledger() {
         let mut book = Book::default();
         let at = |second| Timestamp::from_second(second).expect("a time");
-        assert_eq!(book.ledger(1, &[], &[], at(5)).since(), 5000);
-        assert_eq!(book.ledger(1, &[], &[], at(9)).since(), 5000);
-        assert_eq!(book.ledger(2, &[], &[], at(9)).since(), 9000);
+        assert_eq!(book.ledger(1, &[], None, at(5)).since(), 5000);
+        assert_eq!(book.ledger(1, &[], None, at(9)).since(), 5000);
+        assert_eq!(book.ledger(2, &[], None, at(9)).since(), 9000);
     }
 }

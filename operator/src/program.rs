@@ -15,6 +15,7 @@ use crate::{
     lease::{self, Leadership, election::Settings},
     metrics::Metrics,
     observe::CustomMetrics,
+    pods::{Counters, Pods},
     shutdown::Shutdown,
 };
 
@@ -112,6 +113,7 @@ async fn work(parts: Parts) {
         custom_metrics,
         metrics: parts.metrics.clone(),
         health: parts.health.clone(),
+        pods: Pods::new(Counters::new(&parts.metrics)),
     };
     controller::run(inputs, parts.shutdown.clone()).await;
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crds::{
     ProtocolGateway,
-    status::{Drain, LastRebalance},
+    status::{Drain, DrainCause, LastRebalance},
 };
 pub use planner::{Ledger, Note, Order};
 use planner::{
@@ -18,6 +18,15 @@ use planner::{
 };
 
 use crate::observe::Observed;
+
+/// Every cause, as metrics name them.
+pub const CAUSES: [DrainCause; 5] = [
+    DrainCause::ScaleIn,
+    DrainCause::Upgrade,
+    DrainCause::Eviction,
+    DrainCause::Rebalance,
+    DrainCause::CertificateAuthority,
+];
 
 /// What the planner decided. `drains` and `last_rebalance` are to be persisted in status before orders are carried out.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -73,7 +82,7 @@ pub fn read_drain(drain: &Drain) -> planner::Drain {
 }
 
 /// A cause in the API's word, which orders use, too.
-pub fn cause(cause: planner::Cause) -> crds::status::DrainCause {
+pub fn cause(cause: planner::Cause) -> DrainCause {
     said::cause(cause)
 }
 
