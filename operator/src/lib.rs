@@ -13,6 +13,7 @@ pub mod http;
 pub mod lease;
 pub mod logging;
 pub mod metrics;
+pub mod metrics_api;
 pub mod names;
 pub mod observe;
 pub mod pods;
