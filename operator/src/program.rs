@@ -3,15 +3,18 @@
 use std::{io, time::Duration};
 
 use kube::{Api, Client, Config};
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tracing::{info, warn};
 
 use crate::{
     api,
     cli::Run,
+    controller,
+    desired::Installation,
     http::{self, Health},
     lease::{self, Leadership, election::Settings},
     metrics::Metrics,
+    observe::CustomMetrics,
     shutdown::Shutdown,
 };
 
@@ -99,5 +102,16 @@ async fn work(parts: Parts) {
         () = parts.shutdown.requested() => return,
     }
     parts.health.is_ready("operator");
-    parts.shutdown.requested().await;
+    let (_custom_metrics, custom_metrics) = watch::channel(CustomMetrics::Nobody);
+    let inputs = controller::Inputs {
+        client: parts.client.clone(),
+        installation: Installation { gateway_image: parts.flags.gateway_image.clone() },
+        namespaces: parts.flags.namespaces(),
+        pod_name: Some(parts.flags.pod_name.clone()),
+        leadership: parts.leadership.clone(),
+        custom_metrics,
+        metrics: parts.metrics.clone(),
+        health: parts.health.clone(),
+    };
+    controller::run(inputs, parts.shutdown.clone()).await;
 }
