@@ -2,7 +2,7 @@
 //!
 //! It decides how many may go now; it knows no device, no socket and no clock. Three promises, whatever is ordered and however
 //! late it is asked: never more than ⌈rate⌉ devices leave in any second; never below `downTo`; nobody is let go on an order that
-//! nobody renews.
+//! nobody renews. Devices whose certificate is no longer trusted go by the same pace, ordered or not.
 
 pub mod order;
 pub mod pace;
@@ -27,6 +27,8 @@ const TICK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_mi
 /// The drain of one gateway.
 #[derive(Debug, Default)]
 pub struct Drain {
+    /// Devices per second where nobody orders another pace; follows the settings.
+    pub own_per_second: f64,
     /// Highest of all orders, for the life of the process.
     epoch: Option<i64>,
     given: Option<Given>,
@@ -34,6 +36,8 @@ pub struct Drain {
     /// Since when this gateway wants to be left.
     unready_since: Option<Millis>,
     pace: Pace,
+    /// As of the last look.
+    distrusted: u64,
     /// Devices told to go since the start.
     granted: u64,
     /// [`Counts::closed`] when this drain began.
@@ -55,7 +59,6 @@ struct Given {
 struct Stopping {
     since: Millis,
     deadline: Millis,
-    per_second: f64,
 }
 
 /// What the gateway knows of its devices at one moment. Read `closed` and `unused` before `connections`.
@@ -67,6 +70,8 @@ pub struct Counts {
     pub closed: u64,
     /// Grants that found nobody, since the start.
     pub unused: u64,
+    /// Devices connected whose certificate is no longer trusted and that were not told to go yet.
+    pub distrusted: u64,
 }
 
 /// How many to tell to go now, and why.
@@ -74,7 +79,7 @@ pub struct Counts {
 pub struct Grant {
     /// At least 1.
     pub count: u64,
-    /// For the metric.
+    /// For the metric. [`Cause::CertificateAuthority`]: only devices whose certificate is no longer trusted.
     pub cause: Cause,
 }
 
@@ -138,28 +143,32 @@ impl Drain {
         Ok(())
     }
 
-    /// The signal to stop: by `per_second` unless ordered otherwise, and within `timeout`. Only the first counts.
-    pub fn handle_stop(&mut self, per_second: f64, timeout: Duration, counts: Counts, now: Millis) {
+    /// The signal to stop: by the own pace unless ordered otherwise, and within `timeout`. Only the first counts.
+    pub fn handle_stop(&mut self, timeout: Duration, counts: Counts, now: Millis) {
         if self.stopping.is_some() {
             return;
         }
         if self.given.is_none() {
             self.closed_before = counts.closed;
         }
-        self.stopping = Some(Stopping { since: now, deadline: now.after(timeout), per_second });
+        self.stopping = Some(Stopping { since: now, deadline: now.after(timeout) });
         self.note_readiness(now);
     }
 
     /// Time went by: how many devices are to be told to go now.
     pub fn poll(&mut self, counts: Counts, now: Millis) -> Option<Grant> {
         self.forget(now);
+        self.distrusted = counts.distrusted;
         self.pace.note_closed(counts.closed, now);
         let departing = self.departing(counts);
-        let Some(aim) = self.aim(counts.connections, now) else {
+        let Some(aim) = self.aim(counts, now) else {
             self.pace.rest();
             return None;
         };
-        let spare = counts.connections.saturating_sub(departing).saturating_sub(aim.down_to);
+        let spare = match aim.cause {
+            Cause::CertificateAuthority => counts.distrusted,
+            _ => counts.connections.saturating_sub(departing).saturating_sub(aim.down_to),
+        };
         let count = self.pace.take(aim.per_second, departing, spare, now);
         self.granted += count;
         (count > 0).then_some(Grant { count, cause: aim.cause })
@@ -167,16 +176,22 @@ impl Drain {
 
     /// When to call [`Self::poll`] at the latest; `None` while there is nothing to do before the next order.
     pub fn poll_timeout(&self, now: Millis) -> Option<Millis> {
-        if self.given.is_none() && self.stopping.is_none() {
+        if self.given.is_none() && self.stopping.is_none() && self.distrusted == 0 {
             return None;
         }
-        let moving = self.aim(u64::MAX, now).is_some_and(|aim| aim.per_second > 0.0);
+        let counts = Counts { connections: 1, distrusted: self.distrusted, ..Counts::default() };
+        let moving = self.aim(counts, now).is_some_and(|aim| aim.per_second > 0.0);
         Some(now.after(if moving { TICK.0 } else { TICK.1 }))
     }
 
     /// Whether this gateway wants new connections sent to it.
     pub fn is_ready(&self) -> bool {
         self.stopping.is_none() && !self.given.is_some_and(|given| given.order.leave)
+    }
+
+    /// Whether an order is in force or paused.
+    pub fn is_ordered(&self) -> bool {
+        self.given.is_some()
     }
 
     /// Whether connections that come all the same are taken.
@@ -194,16 +209,16 @@ impl Drain {
     /// How it stands, if there is a drain.
     pub fn report(&self, counts: Counts, now: Millis) -> Option<Report> {
         let given = self.given.filter(|given| now < given.forgotten_at());
-        if given.is_none() && self.stopping.is_none() {
+        let aim = self.aim(counts, now);
+        if given.is_none() && self.stopping.is_none() && aim.is_none() {
             return None;
         }
-        let aim = self.aim(counts.connections, now);
-        let resting = given.map_or(Aim { cause: Cause::Termination, per_second: 0.0, down_to: 0 }, |given| Aim {
-            per_second: 0.0,
-            ..given.aim()
-        });
+        let resting = given.map_or(Self::ALL_GO, |given| Aim { per_second: 0.0, ..given.aim() });
         let Aim { cause, per_second, down_to } = aim.unwrap_or(resting);
-        let remaining = counts.connections.saturating_sub(down_to);
+        let remaining = match cause {
+            Cause::CertificateAuthority => counts.distrusted,
+            _ => counts.connections.saturating_sub(down_to),
+        };
         let state = match aim {
             _ if remaining == 0 => State::Done,
             Some(_) => State::Draining,
@@ -244,16 +259,22 @@ impl Drain {
         }
     }
 
-    /// Who decides: the order while its lease lasts; after the signal to stop the gateway itself.
-    fn aim(&self, connections: u64, now: Millis) -> Option<Aim> {
+    const ALL_GO: Aim = Aim { cause: Cause::Termination, per_second: 0.0, down_to: 0 };
+
+    /// Who decides: the order while its lease lasts; without one the gateway itself, about those whom it no longer trusts; after
+    /// the signal to stop about all of them.
+    fn aim(&self, counts: Counts, now: Millis) -> Option<Aim> {
         let leased = self.given.filter(|given| now < given.lapses_at()).map(|given| given.aim());
-        let Some(stopping) = self.stopping else { return leased };
-        let needed = stopping.needed(connections, now);
+        let Some(stopping) = self.stopping else {
+            let own = Aim { cause: Cause::CertificateAuthority, per_second: self.own_per_second, down_to: 0 };
+            return leased.or((self.given.is_none() && counts.distrusted > 0).then_some(own));
+        };
+        let needed = stopping.needed(counts.connections, now);
         match leased {
             Some(aim) if !stopping.is_late(now) => Some(aim),
-            Some(aim) => Some(Aim { cause: aim.cause, per_second: aim.per_second.max(needed), down_to: 0 }),
+            Some(aim) => Some(Aim { per_second: aim.per_second.max(needed), ..Self::ALL_GO }),
             None if now < self.alone_from(stopping) && !stopping.is_late(now) => None,
-            None => Some(Aim { cause: Cause::Termination, per_second: stopping.per_second.max(needed), down_to: 0 }),
+            None => Some(Aim { per_second: self.own_per_second.max(needed), ..Self::ALL_GO }),
         }
     }
 

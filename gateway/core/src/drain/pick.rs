@@ -1,4 +1,4 @@
-//! Who goes first: devices with nothing in flight, the longest silent of them; then those with little in flight.
+//! Who goes first: devices whose certificate is no longer trusted, whatever they do; then devices with nothing in flight, the longest silent of them; then those with little in flight.
 //!
 //! One pass over all connections picks the next thousand; it is made at most once a second unless more are needed, so that the
 //! cost does not grow with the rate of asking.
@@ -15,6 +15,8 @@ const WORTH: Duration = Duration::from_secs(1);
 /// What makes a device leave before another: the lesser goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Standing {
+    /// Its certificate is trusted, or it has none.
+    pub trusted: bool,
     /// Messages of both directions under way.
     pub in_flight: usize,
     /// When its last message settled, or when it connected.
@@ -75,11 +77,6 @@ impl<K: Copy + Ord> Picks<K> {
         None
     }
 
-    /// Forgets everything: the drain is over.
-    pub fn clear(&mut self) {
-        *self = Self::default();
-    }
-
     fn pick(&mut self, everyone: impl Iterator<Item = (K, Standing)>, now: Millis) {
         let mut first = BinaryHeap::with_capacity(PICKED_MAX + 1);
         self.more = false;
@@ -112,7 +109,7 @@ mod tests {
     type World = BTreeMap<u32, Standing>;
 
     fn standing(in_flight: usize, silent_since: u64) -> Standing {
-        Standing { in_flight, silent_since: Millis(silent_since) }
+        Standing { trusted: true, in_flight, silent_since: Millis(silent_since) }
     }
 
     fn next(picks: &mut Picks<u32>, world: &mut World, now: u64) -> Option<u32> {
@@ -129,6 +126,15 @@ mod tests {
         let mut picks = Picks::default();
         let order: Vec<_> = std::iter::from_fn(|| next(&mut picks, &mut world, 100)).collect();
         assert_eq!(order, [3, 1, 4, 2]);
+    }
+
+    #[test]
+    fn who_is_no_longer_trusted_goes_before_all_others() {
+        let distrusted = Standing { trusted: false, ..standing(5, 90) };
+        let mut world: World = [(1, standing(0, 50)), (2, distrusted), (3, standing(0, 10))].into();
+        let mut picks = Picks::default();
+        let order: Vec<_> = std::iter::from_fn(|| next(&mut picks, &mut world, 100)).collect();
+        assert_eq!(order, [2, 3, 1]);
     }
 
     #[test]

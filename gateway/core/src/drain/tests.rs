@@ -48,7 +48,8 @@ impl World {
     }
 
     fn stop(&mut self, per_second: f64, timeout_s: u64) {
-        self.drain.handle_stop(per_second, Duration::from_secs(timeout_s), self.counts, Millis(self.now));
+        self.drain.own_per_second = per_second;
+        self.drain.handle_stop(Duration::from_secs(timeout_s), self.counts, Millis(self.now));
     }
 
     fn state(&self) -> Option<State> {
@@ -71,6 +72,8 @@ impl World {
                 self.gone.extend((0..count).map(|_| self.now));
             }
             if let Some(Grant { count, cause }) = self.drain.poll(self.counts, Millis(self.now)) {
+                // whom nobody trusts goes first
+                self.counts.distrusted = self.counts.distrusted.saturating_sub(count);
                 *self.leaving.entry(self.now + self.takes_ms).or_default() += count;
                 self.causes.push(cause);
             }
@@ -259,6 +262,38 @@ fn an_empty_gateway_ends_as_soon_as_nothing_new_is_sent_to_it() {
     let mut world = World::new(10);
     world.stop(10.0, 0);
     assert!(world.is_over() && !world.drain.is_accepting(Millis(world.now)));
+}
+
+#[test]
+fn devices_that_are_no_longer_trusted_go_at_the_own_rate_and_nobody_else() {
+    let mut world = World::new(100);
+    world.drain.own_per_second = 10.0;
+    world.counts.distrusted = 20;
+    world.run(1000);
+    assert_eq!((world.state(), world.drain.is_ready()), (Some(State::Draining), true));
+    world.run(4000);
+    assert_eq!((world.counts.connections, world.peak(), world.state()), (80, 10, None));
+    assert!(world.causes.iter().all(|cause| *cause == Cause::CertificateAuthority));
+    assert_eq!(world.drain.poll_timeout(Millis(world.now)), None);
+}
+
+#[test]
+fn an_order_sets_the_rate_at_which_those_no_longer_trusted_go() {
+    let mut world = World::new(100);
+    world.drain.own_per_second = 50.0;
+    world.counts.distrusted = 20;
+    let authority = Order { cause: Cause::CertificateAuthority, per_second: 2.0, leave: false, ..order(1) };
+    world.order(authority).unwrap();
+    world.run(5000);
+    assert!((8..=10).contains(&world.gone.len()) && world.peak() <= 2, "{}", world.gone.len());
+    world.order(Order { per_second: 100.0, ..authority }).unwrap();
+    world.run(2000);
+    assert_eq!((world.counts.connections, world.state()), (80, Some(State::Done)));
+    // any other order in force comes first: it takes them before all others
+    world.counts.distrusted = 5;
+    world.order(Order { down_to: 78, ..order(2) }).unwrap();
+    world.run(2000);
+    assert_eq!((world.counts.connections, world.counts.distrusted), (78, 3));
 }
 
 #[test]
