@@ -83,14 +83,12 @@ fn send_until_closed(mut device: Device, name: String, pause: Option<Duration>, 
     tell.send(Seen { device: name, acknowledged, closed_at: Instant::now() }).unwrap();
 }
 
-/// `count` devices `d1`, `d2`, …; every second one goes on sending.
+/// `count` devices `f1`, `f2`, …; every second one goes on sending.
 fn fleet(world: &World, count: usize) -> mpsc::Receiver<Seen> {
     let (tell, seen) = mpsc::channel();
     for number in 1..=count {
-        let name = format!("d{number}");
-        if number > 9 {
-            world.hub().add_device(&name).unwrap();
-        }
+        let name = format!("f{number}");
+        world.hub().add_device(&name).unwrap();
         let (device, tell) = (world.connect(&name), tell.clone());
         let pause = (number % 2 == 0).then(|| Duration::from_millis(50));
         thread::Builder::new()
@@ -113,7 +111,7 @@ fn two_hundred_devices_are_let_go_at_the_rate_idle_ones_first_and_nothing_acknow
     let world = World::with_hub(Verify::Local, "");
     let seen = fleet(&world, 200);
     world.expect_metric("gateway_connections", 200);
-    eventually("everybody has sent", || (1..=200).all(|number| !world.stored(&format!("d{number}")).is_empty()));
+    eventually("everybody has sent", || (1..=200).all(|number| !world.stored(&format!("f{number}")).is_empty()));
     let begun = Instant::now();
     let told = drain(world.gateway.admin, &order(1, 50.0));
     assert_eq!(
@@ -180,7 +178,7 @@ fn idle_devices_go_and_those_with_messages_in_flight_stay_where_some_may_stay() 
 #[test]
 fn nobody_goes_below_what_is_to_stay_and_who_comes_above_it_goes() {
     let world = World::without_hub("");
-    let devices: Vec<_> = (1..=50).map(|number| world.connect(&format!("d{number}"))).collect();
+    let devices: Vec<_> = (1..=50).map(|number| world.connect(&format!("f{number}"))).collect();
     let rebalance =
         with(with(with(order(1, 100.0), "cause", json!("Rebalance")), "leave", json!(false)), "downTo", json!(30));
     drain(world.gateway.admin, &rebalance);
@@ -188,7 +186,7 @@ fn nobody_goes_below_what_is_to_stay_and_who_comes_above_it_goes() {
     world.expect_metric("gateway_drain{state=\"done\"}", 1);
     assert_eq!(readiness(world.gateway.admin), 200);
     thread::sleep(Duration::from_millis(300));
-    let late: Vec<_> = (51..=53).map(|number| world.connect(&format!("d{number}"))).collect();
+    let late: Vec<_> = (51..=53).map(|number| world.connect(&format!("f{number}"))).collect();
     world.expect_metric("gateway_let_go_total{cause=\"rebalance\"}", 23);
     world.expect_metric("gateway_connections", 30);
     let told = drain(world.gateway.admin, &rebalance);
@@ -202,7 +200,7 @@ fn nobody_goes_below_what_is_to_stay_and_who_comes_above_it_goes() {
 #[test]
 fn an_order_that_nobody_renews_pauses_and_goes_on_when_it_is_renewed() {
     let world = World::without_hub("");
-    let _devices: Vec<_> = (1..=60).map(|number| world.connect(&format!("d{number}"))).collect();
+    let _devices: Vec<_> = (1..=60).map(|number| world.connect(&format!("f{number}"))).collect();
     let short = with(order(1, 20.0), "leaseSeconds", json!(1));
     drain(world.gateway.admin, &short);
     world.expect_metric("gateway_drain{state=\"paused\"}", 1);
@@ -218,7 +216,7 @@ fn an_order_that_nobody_renews_pauses_and_goes_on_when_it_is_renewed() {
 #[test]
 fn undrain_makes_it_ready_and_lets_nobody_go_any_more() {
     let world = World::without_hub("");
-    let _devices: Vec<_> = (1..=60).map(|number| world.connect(&format!("d{number}"))).collect();
+    let _devices: Vec<_> = (1..=60).map(|number| world.connect(&format!("f{number}"))).collect();
     let admin = world.gateway.admin;
     drain(admin, &order(7, 20.0));
     eventually("some have gone", || world.gateway.registry().connections() < 55);
@@ -229,7 +227,7 @@ fn undrain_makes_it_ready_and_lets_nobody_go_any_more() {
     let left = world.gateway.registry().connections();
     thread::sleep(Duration::from_secs(1));
     assert_eq!(world.gateway.registry().connections(), left);
-    let late = world.connect("d61");
+    let late = world.connect("f61");
     late.disconnect().unwrap();
 }
 
@@ -268,13 +266,13 @@ fn orders_of_earlier_leaders_and_nonsense_are_refused_with_the_reason() {
 #[test]
 fn a_gateway_that_was_told_to_stop_serves_on_takes_orders_and_ends_when_it_is_empty() {
     let world = World::without_hub("limits: {drainPerSecond: 1, drainTimeout: 10m, shutdownTimeout: 1s}");
-    let mut devices: Vec<_> = (1..=40).map(|number| world.connect(&format!("d{number}"))).collect();
+    let mut devices: Vec<_> = (1..=40).map(|number| world.connect(&format!("f{number}"))).collect();
     let (admin, plain) = (world.gateway.admin, world.address("plain"));
     let World { gateway, folder, .. } = world;
     let begun = Instant::now();
     let finished = thread::spawn(move || gateway.finish());
     eventually("it is not ready", || readiness(admin) == 503);
-    devices.push(Device::connect(plain, &Transport::Plain, &login("d41")).unwrap());
+    devices.push(Device::connect(plain, &Transport::Plain, &login("f41")).unwrap());
     devices.iter_mut().for_each(|device| device.ping().unwrap());
     let told = drain(admin, &with(order(1, 20.0), "cause", json!("Upgrade")));
     assert_eq!((&told["state"], told["remaining"].as_u64()), (&json!("Draining"), Some(41)));
@@ -295,7 +293,7 @@ fn a_gateway_that_was_told_to_stop_serves_on_takes_orders_and_ends_when_it_is_em
 #[test]
 fn without_an_order_it_drains_by_itself_and_lets_the_rest_go_by_the_deadline() {
     let world = World::without_hub("limits: {drainPerSecond: 1, drainTimeout: 8s, shutdownTimeout: 1s}");
-    let mut devices: Vec<_> = (1..=60).map(|number| world.connect(&format!("d{number}"))).collect();
+    let mut devices: Vec<_> = (1..=60).map(|number| world.connect(&format!("f{number}"))).collect();
     let (begun, gateway) = (Instant::now(), world.gateway);
     let finished = thread::spawn(move || gateway.finish());
     thread::sleep(Duration::from_millis(4000));
