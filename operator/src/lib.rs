@@ -23,6 +23,7 @@ pub mod observe;
 pub mod orders;
 pub mod plan;
 pub mod pods;
+pub mod probe_url;
 pub mod program;
 pub mod scaling;
 pub mod secrets;

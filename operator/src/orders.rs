@@ -11,12 +11,11 @@ use kube::{
     Api,
     api::{Patch, PatchParams},
 };
-use planner::{Ledger, Millis, Order, budget::LEASE};
+use planner::{Ledger, Millis, Order};
 use serde_json::json;
 
 use crate::{
-    observe::{DrainFacts, Load, PodFacts},
-    pods::{self, Report},
+    observe::PodFacts,
     scaling::{self, Plan},
 };
 
@@ -32,15 +31,8 @@ pub struct Book {
 }
 
 impl Book {
-    /// The ledger of this epoch; `persisted` are the drains in status, which a new leader takes over. Pods that are not among
-    /// `pods` are gone. `now` is not rounded.
-    pub fn ledger(
-        &mut self,
-        epoch: i64,
-        persisted: &[Drain],
-        pods: Option<&[PodFacts]>,
-        now: Timestamp,
-    ) -> &mut Ledger {
+    /// The ledger of this epoch; `persisted` are the drains in status, which a new leader takes over.
+    pub fn ledger(&mut self, epoch: i64, persisted: &[Drain], now: Timestamp) -> &mut Ledger {
         if self.of.as_ref().is_none_or(|(of, _)| *of != epoch) {
             self.of = None;
         }
@@ -48,11 +40,15 @@ impl Book {
             let plan: Vec<planner::Drain> = persisted.iter().map(scaling::read_drain).collect();
             (epoch, Ledger::new(scaling::millis(now), &plan))
         };
-        let ledger = &mut self.of.get_or_insert_with(inherit).1;
-        if let Some(pods) = pods {
+        &mut self.of.get_or_insert_with(inherit).1
+    }
+
+    /// Forgets pods that are not among `pods`, once what they let go last is a second ago. To be called before each plan;
+    /// `now` is not rounded.
+    pub fn forget_gone(&mut self, pods: &[PodFacts], now: Timestamp) {
+        if let Some((_, ledger)) = &mut self.of {
             ledger.retain(|name| pods.iter().any(|pod| pod.name == name), scaling::millis(now));
         }
-        ledger
     }
 }
 
@@ -103,39 +99,6 @@ where
     carried
 }
 
-/// An order in the words of the admin port.
-pub fn message(order: Order, epoch: i64) -> pods::Order {
-    match order {
-        Order::Undrain => pods::Order::Undrain { epoch },
-        Order::Drain(order) => pods::Order::Drain {
-            cause: scaling::cause(order.cause),
-            epoch,
-            per_second: f64::from(order.per_second),
-            lease_seconds: LEASE as f64 / 1000.0,
-            down_to: order.down_to,
-            leave: order.leave,
-        },
-    }
-}
-
-/// What a pod said, as decisions look at it.
-pub fn heard(report: &Report) -> Option<Load> {
-    let load = report.load.as_ref()?;
-    let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-    Some(Load {
-        connections: count(load.connections.saturating_add(load.handshaking)),
-        age_s: count(report.stale_for.as_secs()),
-        upstream_failing: load.upstream.failing.clone(),
-        upstream_throttled: load.upstream.throttled,
-        drain: load.drain.as_ref().map(|drain| DrainFacts {
-            cause: drain.cause,
-            epoch: drain.epoch,
-            per_second: if drain.state == pods::DrainState::Draining { drain.per_second } else { 0.0 },
-            remaining: count(drain.remaining),
-        }),
-    })
-}
-
 /// Writes or takes away a pod's deletion cost.
 ///
 /// # Errors
@@ -168,7 +131,7 @@ mod tests {
     #[test]
     fn what_a_pod_did_not_confirm_stays_in_the_ledger() {
         let mut book = Book::default();
-        let ledger = book.ledger(EPOCH, &[], None, Timestamp::UNIX_EPOCH);
+        let ledger = book.ledger(EPOCH, &[], Timestamp::UNIX_EPOCH);
         let told = RefCell::new(Vec::new());
         let tell = |pod: String, order: Order| {
             told.borrow_mut().push((pod.clone(), order));
@@ -183,8 +146,8 @@ mod tests {
     fn another_epoch_begins_a_new_ledger() {
         let mut book = Book::default();
         let at = |second| Timestamp::from_second(second).expect("a time");
-        assert_eq!(book.ledger(1, &[], None, at(5)).since(), 5000);
-        assert_eq!(book.ledger(1, &[], None, at(9)).since(), 5000);
-        assert_eq!(book.ledger(2, &[], None, at(9)).since(), 9000);
+        assert_eq!(book.ledger(1, &[], at(5)).since(), 5000);
+        assert_eq!(book.ledger(1, &[], at(9)).since(), 5000);
+        assert_eq!(book.ledger(2, &[], at(9)).since(), 9000);
     }
 }

@@ -1,8 +1,8 @@
 //! A pod of a fleet, as its object tells: what a decision needs of it, and nothing else.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 
 use super::PodFacts;
 use crate::{names, observe::mirror::Name, orders};
@@ -16,6 +16,8 @@ pub struct SeenPod {
     pub uid: String,
     /// Where it can be asked, once it runs.
     pub address: Option<IpAddr>,
+    /// Its ports by name.
+    pub ports: BTreeMap<String, u16>,
 }
 
 /// The fleet that a pod is of.
@@ -27,43 +29,44 @@ pub fn fleet(pod: &Pod) -> Option<Name> {
 
 /// What is seen of a pod.
 pub fn seen(pod: &Pod) -> SeenPod {
-    let (status, metadata) = (pod.status.as_ref(), &pod.metadata);
-    let is_ready = status.and_then(ready);
-    let annotation = |name: &str| metadata.annotations.as_ref()?.get(name);
-    let label = |name: &str| metadata.labels.as_ref()?.get(name).cloned();
+    let (metadata, status) = (&pod.metadata, pod.status.clone().unwrap_or_default());
+    let label = |key: &str| metadata.labels.as_ref()?.get(key).cloned();
+    let annotation = |key: &str| metadata.annotations.as_ref()?.get(key);
+    let ready = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
     SeenPod {
         facts: PodFacts {
             name: metadata.name.clone().unwrap_or_default(),
-            ready: is_ready.is_some_and(|condition| condition.status == "True"),
-            ready_changed: is_ready.and_then(|condition| Some(condition.last_transition_time.as_ref()?.0)),
-            stopped: !status.is_some_and(runs),
+            ready: ready.is_some_and(|ready| ready.status == "True"),
+            ready_changed: ready.and_then(|ready| Some(ready.last_transition_time.as_ref()?.0)),
+            stopped: !status.container_statuses.iter().flatten().any(runs),
             created: metadata.creation_timestamp.as_ref().map(|time| time.0),
             template: label("pod-template-hash").unwrap_or_default(),
             deletion_cost: annotation(orders::DELETION_COST).and_then(|cost| cost.parse().ok()),
             terminating: metadata.deletion_timestamp.is_some(),
             ends: metadata.deletion_timestamp.as_ref().map(|time| time.0),
-            trouble: status.and_then(trouble),
+            trouble: trouble(&status),
             ..PodFacts::default()
         },
-        uid: pod.metadata.uid.clone().unwrap_or_default(),
-        address: status.and_then(|status| status.pod_ip.as_ref()?.parse().ok()),
+        uid: metadata.uid.clone().unwrap_or_default(),
+        address: status.pod_ip.as_ref().and_then(|address| address.parse().ok()),
+        ports: ports(pod),
     }
+}
+
+fn ports(pod: &Pod) -> BTreeMap<String, u16> {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    ports.filter_map(|port| Some((port.name.clone()?, u16::try_from(port.container_port).ok()?))).collect()
+}
+
+fn runs(container: &ContainerStatus) -> bool {
+    container.state.as_ref().is_some_and(|state| state.running.is_some())
 }
 
 /// Whether a pod has come to its end: it holds nothing and is not counted.
 pub fn ended(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
-}
-
-fn ready(status: &PodStatus) -> Option<&PodCondition> {
-    status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready")
-}
-
-/// Whether a process of it may hold connections.
-fn runs(status: &PodStatus) -> bool {
-    let running = |container: &ContainerStatus| container.state.as_ref().is_some_and(|state| state.running.is_some());
-    status.container_statuses.iter().flatten().any(running)
 }
 
 /// Why it does not run: its container's reason, or its scheduler's.
@@ -131,29 +134,5 @@ mod tests {
         assert!(seen.facts.ready && !seen.facts.terminating);
         assert_eq!(seen.address, Some(IpAddr::from([10, 0, 0, 7])));
         assert!(!pod(&json!({"conditions": [{"type": "Ready", "status": "False"}]})).facts.ready);
-    }
-
-    #[test]
-    fn what_the_planner_needs_is_read_from_labels_annotations_and_states() {
-        let pod = json!({
-            "metadata": {
-                "name": "gw-7d9f-0",
-                "labels": {"pod-template-hash": "7d9f"},
-                "annotations": {"controller.kubernetes.io/pod-deletion-cost": "-1000"},
-                "creationTimestamp": "2026-11-21T11:00:00Z",
-                "deletionTimestamp": "2026-11-21T12:30:00Z",
-            },
-            "status": {
-                "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": "2026-11-21T12:00:00Z"}],
-                "containerStatuses": [{"name": "gateway", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": {"running": {}}}],
-            },
-        });
-        let facts = seen(&serde_json::from_value(pod).expect("it is a pod")).facts;
-        let time = |text: &str| Some(text.parse().expect("a time"));
-        assert_eq!((facts.template.as_str(), facts.deletion_cost, facts.stopped), ("7d9f", Some(-1000), false));
-        assert_eq!((facts.created, facts.ends), (time("2026-11-21T11:00:00Z"), time("2026-11-21T12:30:00Z")));
-        assert_eq!((facts.ready, facts.ready_changed), (false, time("2026-11-21T12:00:00Z")));
-        let crashed = json!({"metadata": {"name": "a"}, "status": {"containerStatuses": [{"name": "gateway", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": {"waiting": {}}}]}});
-        assert!(seen(&serde_json::from_value(crashed).expect("it is a pod")).facts.stopped);
     }
 }
