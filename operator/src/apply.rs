@@ -16,7 +16,7 @@ use std::{
 use crds::ProtocolGateway;
 use futures_util::future::try_join_all;
 use kube::{
-    Client,
+    Client, ResourceExt,
     api::{Patch, PatchParams},
     core::DynamicObject,
 };
@@ -30,7 +30,7 @@ use crate::{
     metrics::Metrics,
     names,
     observe::{
-        Refusal,
+        Observed, Refusal,
         look::{is_left_over, is_ours, left_over},
         mirror::{Mirror, Name, owner},
         secrets::Secrets,
@@ -62,10 +62,14 @@ pub struct Writer {
 pub struct Memory {
     /// `metadata.generation` of the spec that it is about.
     generation: Option<i64>,
+    /// Objects that no watch tells of, as they were found a moment ago.
+    unwatched: BTreeMap<String, Unwatched>,
     /// Objects of somebody else's that no watch tells of, as `Kind name`, and when they were seen.
     foreign: BTreeMap<String, Instant>,
     /// What was not taken.
     refused: BTreeMap<String, Refused>,
+    /// Serial number of the listeners' certificate.
+    serving: Option<String>,
     /// When the status was written last.
     status_at: Option<Instant>,
     /// What stands as it should although it reads otherwise: hash of what was applied and of what came of it.
@@ -88,6 +92,16 @@ impl Memory {
             self.foreign.clear();
             self.retry();
         }
+    }
+
+    /// Whether the listeners' certificate is another than when this was asked last: pods are to serve it soon.
+    pub fn serves_another(&mut self, observed: &Observed, gateway: &ProtocolGateway) -> bool {
+        let own = || names::serving(&gateway.name_any());
+        let secret = gateway.spec.tls.secret_name.clone().unwrap_or_else(own);
+        let certificate = observed.secrets.get(&secret).and_then(|facts| facts.certificate.as_ref());
+        let now = certificate.map(|certificate| certificate.serial.clone());
+        let before = std::mem::replace(&mut self.serving, now);
+        before.is_some() && before != self.serving
     }
 
     /// Objects of somebody else's; those that were seen long ago are to be looked at again.
@@ -129,30 +143,46 @@ impl Memory {
 }
 
 impl Writer {
-    /// Applies every object that does not stand as it should, and forgets what is not wanted any more. `false`: an object
-    /// turned out to be somebody else's, nothing was applied, and what there should be is to be decided anew.
-    pub async fn objects(
+    /// Whether no object that is about to be made is there already and somebody else's. If one is, it is remembered, and what
+    /// there should be is to be decided anew.
+    pub async fn are_free(
         &self,
         gateway: &ProtocolGateway,
         desired: &Desired,
         memory: &mut Memory,
     ) -> Result<bool, ReconcileError> {
-        let wanted: BTreeSet<String> = desired.objects.iter().map(desired::title).collect();
         memory.foreign.retain(|_, seen| seen.elapsed() < FOREIGN_RECHECK);
+        memory.unwatched = self.unwatched(gateway, &desired.objects).await?;
+        let foreign = memory.unwatched.iter().filter(|(_, what)| **what == Unwatched::Foreign);
+        let foreign: Vec<_> = foreign.map(|(title, _)| (title.clone(), Instant::now())).collect();
+        let are_free = foreign.is_empty();
+        memory.foreign.extend(foreign);
+        Ok(are_free)
+    }
+
+    /// Applies every object that does not stand as it should, after it was found to be free.
+    pub async fn objects(
+        &self,
+        gateway: &ProtocolGateway,
+        desired: &Desired,
+        memory: &mut Memory,
+    ) -> Result<(), ReconcileError> {
+        let wanted: BTreeSet<String> = desired.objects.iter().map(desired::title).collect();
         let is_step =
             |title: &String| desired.certificates.iter().any(|step| *title == format!("Secret {}", step.secret()));
         memory.refused.retain(|title, _| wanted.contains(title) || is_step(title));
         memory.settled.retain(|title, _| wanted.contains(title));
-        let unwatched = self.unwatched(gateway, &desired.objects).await?;
-        let foreign = unwatched.iter().filter(|(_, what)| **what == Unwatched::Foreign);
-        let foreign: Vec<_> = foreign.map(|(title, _)| (title.clone(), Instant::now())).collect();
-        if !foreign.is_empty() {
-            memory.foreign.extend(foreign);
-            return Ok(false);
-        }
+        let unwatched = std::mem::take(&mut memory.unwatched);
         for object in &desired.objects {
             let title = desired::title(object);
-            let is_new = unwatched.get(&title) == Some(&Unwatched::Missing);
+            let is_new = match unwatched.get(&title) {
+                Some(Unwatched::Foreign) => continue,
+                Some(Unwatched::Missing) => true,
+                Some(Unwatched::Ours) => false,
+                // what nobody looked for may be somebody else's
+                None if !self.is_watched(object) => continue,
+                None => false,
+            };
             match self.object(object.clone(), &title, is_new, memory).await {
                 Err(error) if matches!(error.kind, Failure::Refused | Failure::Forbidden) => {
                     warn!(gateway = %Name::of(&gateway.metadata), object = title, error = error.message, "not taken");
@@ -162,7 +192,11 @@ impl Writer {
                 other => other?,
             }
         }
-        Ok(true)
+        Ok(())
+    }
+
+    fn is_watched(&self, object: &DynamicObject) -> bool {
+        kind_of(object).is_ok_and(|kind| self.mirror.get(kind, &Name::of(&object.metadata)).is_some())
     }
 
     async fn object(
@@ -268,7 +302,7 @@ impl Writer {
 }
 
 /// What an object is that no watch tells of.
-#[derive(PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 enum Unwatched {
     Missing,
     Ours,

@@ -7,6 +7,8 @@
 //! Every replica watches and observes; only the one that leads applies and writes status. One ProtocolGateway is never
 //! reconciled twice at a time, and what is wrong with one keeps back no other. A reconcile that changes nothing writes nothing.
 
+mod drains;
+mod pods;
 mod queue;
 mod unreadable;
 mod watches;
@@ -29,6 +31,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
+pub use self::pods::Meters;
 use self::queue::Work;
 use crate::{
     apply::{Memory, Writer, status::Told},
@@ -45,6 +48,9 @@ use crate::{
         mirror::{Mirror, Mirrored, Name},
         secrets::Secrets,
     },
+    orders::Book,
+    pods::{Fleet, Pods},
+    scaling::{self, Plan},
     shutdown::Shutdown,
     status::status,
 };
@@ -75,6 +81,10 @@ pub struct Inputs {
     pub pod_name: Option<String>,
     /// Whether this replica writes.
     pub leadership: Leadership,
+    /// Asks the pods.
+    pub pods: Pods,
+    /// What the metrics API is told beside what pods say.
+    pub meters: Meters,
     /// Who serves the custom metrics.
     pub custom_metrics: watch::Receiver<CustomMetrics>,
     /// What it counts.
@@ -91,10 +101,12 @@ struct World {
     work: Work,
     namespaces: Vec<String>,
     installation: Installation,
+    pods: Pods,
+    meter: Meters,
     apis: watch::Receiver<Apis>,
     /// How many lists are not whole yet.
     unsynced: watch::Sender<usize>,
-    memories: Mutex<HashMap<Name, Memory>>,
+    memories: Mutex<HashMap<Name, (Memory, Book)>>,
     events: Events,
     metrics: Metrics,
     own: Own,
@@ -126,6 +138,7 @@ pub async fn run(inputs: Inputs, shutdown: Shutdown) {
     let world = Arc::new(World::new(inputs, apis));
     watches::begin(&world, &mut tasks);
     tasks.spawn(watches::optional(world.clone()));
+    tasks.spawn(news(world.clone()));
     let mut unsynced = world.unsynced.subscribe();
     let mut known = world.apis.clone();
     let begun = Instant::now();
@@ -140,9 +153,18 @@ pub async fn run(inputs: Inputs, shutdown: Shutdown) {
     Loop { world, running: JoinSet::new(), names: HashMap::new() }.run(leadership, &shutdown, || pulse.beat()).await;
 }
 
+/// What pods say is looked at, too.
+async fn news(world: Arc<World>) {
+    loop {
+        let fleet = world.pods.changed().await;
+        world.work.add(&Name::new(fleet.namespace, fleet.name));
+    }
+}
+
 impl World {
     fn new(inputs: Inputs, apis: watch::Receiver<Apis>) -> Self {
-        let Inputs { client, installation, namespaces, pod_name, leadership, metrics, .. } = inputs;
+        let Inputs { client, installation, namespaces, pod_name, leadership, metrics, pods, meters: meter, .. } =
+            inputs;
         let (mirror, secrets) = (Mirror::default(), Secrets::default());
         let writer = Writer {
             client: client.clone(),
@@ -158,6 +180,8 @@ impl World {
             work: Work::default(),
             namespaces,
             installation,
+            pods,
+            meter,
             apis,
             unsynced: watch::Sender::new(0),
             memories: Mutex::default(),
@@ -171,14 +195,15 @@ impl World {
         self.mirror.names(&GATEWAY).iter().for_each(|name| self.work.add(name));
     }
 
-    fn memories(&self) -> std::sync::MutexGuard<'_, HashMap<Name, Memory>> {
+    fn memories(&self) -> std::sync::MutexGuard<'_, HashMap<Name, (Memory, Book)>> {
         self.memories.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An object of this kind is gone: it may have been in the way of what was not taken.
     fn went(&self, kind: &Kind) {
         if kind.name == "Service" {
-            for (name, memory) in self.memories().iter_mut().filter(|(_, memory)| !memory.refused().is_empty()) {
+            let mut memories = self.memories();
+            for (name, (memory, _)) in memories.iter_mut().filter(|(_, (memory, _))| !memory.refused().is_empty()) {
                 memory.retry();
                 self.work.add(name);
             }
@@ -271,14 +296,16 @@ impl World {
     /// One reconcile, measured.
     async fn one(&self, name: &Name) -> Result<Next, ReconcileError> {
         let begun = Instant::now();
-        let mut memory = self.memories().remove(name).unwrap_or_default();
-        let ended = self.reconcile(name, &mut memory).await;
+        let (mut memory, mut book) = self.memories().remove(name).unwrap_or_default();
+        let ended = self.reconcile(name, &mut memory, &mut book).await;
         match &ended {
             Ok(Next::Never) => {
                 self.secrets.forget(name);
+                self.pods.forget(&Fleet::from(name));
+                self.meter.forget(name);
                 self.metrics.forget(&name.namespace, &name.name);
             }
-            _ => drop(self.memories().insert(name.clone(), memory)),
+            _ => drop(self.memories().insert(name.clone(), (memory, book))),
         }
         let result = if ended.is_ok() { "ok" } else { "error" };
         self.metrics.reconcile_seconds.with_label_values(&[result]).observe(begun.elapsed().as_secs_f64());
@@ -293,95 +320,100 @@ impl World {
         ended
     }
 
-    async fn reconcile(&self, name: &Name, memory: &mut Memory) -> Result<Next, ReconcileError> {
+    async fn reconcile(&self, name: &Name, memory: &mut Memory, book: &mut Book) -> Result<Next, ReconcileError> {
         let Some(mirrored) = self.mirror.get(&GATEWAY, name) else { return Ok(Next::Never) };
         if mirrored.ends {
             // what it owns goes with it
             return Ok(Next::After(REST));
         }
-        // whole seconds, as they are written
-        let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
-        let gateway = match read(&mirrored) {
+        let mut gateway = match read(&mirrored) {
             Ok(gateway) => gateway,
-            Err(why) => return self.unreadable(name, &mirrored.body(), &why, now).await,
+            Err(why) => return self.unreadable(name, &mirrored.body(), &why, Timestamp::now()).await,
         };
         memory.is_about(&gateway);
-        let (observed, decided) = self.settle(&gateway, memory, now).await?;
-        let mut next = rest(&observed, memory);
-        if let Some(decided) = &decided
-            && let Some(later) = self.tell(&gateway, &observed, decided, memory).await?
-        {
-            next = next.min(later);
-        }
-        Ok(Next::After(next))
-    }
-
-    /// Observe, desired, apply; again where what was applied is what the next decision needs. Without leading: observe.
-    async fn settle(
-        &self,
-        gateway: &ProtocolGateway,
-        memory: &mut Memory,
-        now: Timestamp,
-    ) -> Result<(Observed, Option<Decided>), ReconcileError> {
-        let mut passes = 0;
-        loop {
+        let mut seen = self.observe(&gateway, memory).await?;
+        let Some(epoch) = self.writer.leadership.epoch() else { return Ok(Next::After(rest(&seen, memory))) };
+        // what there should be follows from certificates, and from objects that turn out to be somebody else's
+        let mut passes = 1;
+        let (mut plan, mut decided) = self.decide(&gateway, &seen, epoch, book);
+        while passes < PASSES_MAX && !self.prepare(&gateway, &decided, memory).await? {
             passes += 1;
-            let observed = self.observe(gateway, memory, now).await?;
-            if self.writer.leadership.epoch().is_none() {
-                return Ok((observed, None));
-            }
-            let decided = desired::desired(gateway, &observed, &self.installation);
-            let Ok(desired) = &decided else { return Ok((observed, Some(decided))) };
-            let moved_on = self.writer.certificates(gateway, &desired.certificates, now, memory).await?;
-            if moved_on && passes < PASSES_MAX {
-                continue;
-            }
-            if !self.writer.objects(gateway, desired, memory).await? && passes < PASSES_MAX {
-                continue;
-            }
-            self.writer.prune(gateway, desired).await?;
-            // what was not taken is known now, and said in the status
-            let refused = memory.refused();
-            if refused == observed.refused {
-                return Ok((observed, Some(decided)));
-            }
-            let observed = Observed { refused, ..observed };
-            let decided = desired::desired(gateway, &observed, &self.installation);
-            return Ok((observed, Some(decided)));
+            seen = self.observe(&gateway, memory).await?;
+            (plan, decided) = self.decide(&gateway, &seen, epoch, book);
         }
+        // the plan is persisted before anything is done by it
+        if scaling::is_news(&gateway, &plan) {
+            self.tell(&mut gateway, &seen, &plan, &decided, memory).await?;
+        }
+        if let Ok(desired) = &decided {
+            self.mark(&gateway, &plan).await?;
+            self.writer.objects(&gateway, desired, memory).await?;
+            self.writer.prune(&gateway, desired).await?;
+            self.order(&gateway, epoch, &plan, book).await?;
+        }
+        self.count(&gateway, &plan);
+        // what was not taken is known now
+        if memory.refused() != seen.refused {
+            seen.refused = memory.refused();
+            decided = desired::desired(&gateway, &seen, &plan, &self.installation);
+        }
+        let later = self.tell(&mut gateway, &seen, &plan, &decided, memory).await?;
+        let due = [Some(rest(&seen, memory)), later, plan.again_in];
+        Ok(Next::After(due.into_iter().flatten().min().unwrap_or(REST)))
     }
 
-    async fn observe(
-        &self,
-        gateway: &ProtocolGateway,
-        memory: &Memory,
-        now: Timestamp,
-    ) -> Result<Observed, ReconcileError> {
+    /// Everything that a decision needs. Replicas that do not lead look, too: they serve what pods say.
+    async fn observe(&self, gateway: &ProtocolGateway, memory: &mut Memory) -> Result<Observed, ReconcileError> {
         let sources = Sources {
             client: &self.writer.client,
             mirror: &self.mirror,
             secrets: &self.secrets,
             apis: self.apis.borrow().clone(),
         };
-        let mut observed = look::look(&sources, gateway, now).await?;
+        let (mut observed, client) = look::look(&sources, gateway, Timestamp::now()).await?;
         observed.foreign.extend(memory.foreign());
         observed.refused = memory.refused();
+        self.ask(gateway, &mut observed, client.as_ref());
+        if memory.serves_another(&observed, gateway) {
+            self.pods.recheck(&Fleet::from(&Name::of(&gateway.metadata)));
+        }
         Ok(observed)
+    }
+
+    fn decide(&self, gateway: &ProtocolGateway, observed: &Observed, epoch: i64, book: &mut Book) -> (Plan, Decided) {
+        let persisted = gateway.status.as_ref().map_or(&[][..], |status| &status.drains);
+        let plan = scaling::plan(gateway, observed, epoch, book.ledger(epoch, persisted, observed.now));
+        let decided = desired::desired(gateway, observed, &plan, &self.installation);
+        (plan, decided)
+    }
+
+    /// Makes certificates, and looks whose the objects are that are about to be made. `false`: decide anew.
+    async fn prepare(
+        &self,
+        gateway: &ProtocolGateway,
+        decided: &Decided,
+        memory: &mut Memory,
+    ) -> Result<bool, ReconcileError> {
+        let Ok(desired) = decided else { return Ok(true) };
+        let moved_on = self.writer.certificates(gateway, &desired.certificates, Timestamp::now(), memory).await?;
+        Ok(!moved_on && self.writer.are_free(gateway, desired, memory).await?)
     }
 
     /// Writes the status, and tells what changed in it; or says after what time to come again for that.
     async fn tell(
         &self,
-        gateway: &ProtocolGateway,
+        gateway: &mut ProtocolGateway,
         observed: &Observed,
+        plan: &Plan,
         decided: &Decided,
         memory: &mut Memory,
     ) -> Result<Option<Duration>, ReconcileError> {
-        let now = status(gateway, observed, decided);
+        let now = status(gateway, observed, plan, decided);
         match self.writer.status(gateway, &now, memory).await? {
             Told::Written => {
-                let before = gateway.status.as_ref().map_or(&[][..], |status| &status.conditions);
-                self.events.publish(&gateway.object_ref(&()), events::news(before, &now.conditions)).await;
+                let before = gateway.status.replace(now).unwrap_or_default();
+                let after = gateway.status.iter().flat_map(|status| &status.conditions).cloned().collect::<Vec<_>>();
+                self.events.publish(&gateway.object_ref(&()), events::news(&before.conditions, &after)).await;
                 Ok(None)
             }
             Told::Same => Ok(None),

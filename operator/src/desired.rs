@@ -14,14 +14,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use crds::ProtocolGateway;
 use gateway_core::{
     config::{ConfigError, GatewayConfig},
-    settings::Settings,
+    settings::{Protocol, Settings},
 };
 use kube::{ResourceExt, core::DynamicObject};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
     config::{FILE as CONFIG_FILE, drain_per_second as self_drain_per_second},
-    workload::MIN_READY_S,
+    workload::{ADMIN_PORT, MIN_READY_S},
 };
 use crate::{
     names,
@@ -153,6 +153,17 @@ pub fn references(gateway: &ProtocolGateway, config_in_force: Option<&str>) -> R
         uses.entry(names::control_client(&context.name)).or_default().extend([Use::Client, Use::Authority]);
     }
     References { uses, settings: configured.into_iter().next().map(|checked| checked.settings) }
+}
+
+/// Names of the listeners that speak TLS and can be reached, in a configuration that is in force.
+pub fn tls_listeners(config_in_force: Option<&str>) -> Vec<String> {
+    let observed = Observed { config_in_force: config_in_force.map(str::to_owned), ..Observed::default() };
+    let Some(checked) = config::in_force(&observed) else { return Vec::new() };
+    let listeners = workload::reachable(&checked.settings);
+    listeners
+        .filter(|listener| listener.protocol != Protocol::MqttPlain)
+        .map(|listener| listener.name.clone())
+        .collect()
 }
 
 /// Which configuration pods run by.

@@ -17,6 +17,7 @@ pub mod kinds;
 pub mod lease;
 pub mod logging;
 pub mod metrics;
+pub mod metrics_api;
 pub mod names;
 pub mod observe;
 pub mod orders;

@@ -67,6 +67,23 @@ pub fn plan(gateway: &ProtocolGateway, observed: &Observed, epoch: i64, ledger: 
     }
 }
 
+/// Whether the plan says anything that is not persisted yet.
+pub fn is_news(gateway: &ProtocolGateway, plan: &Plan) -> bool {
+    let status = gateway.status.as_ref();
+    let drains = status.map_or(&[][..], |status| &status.drains);
+    // whole seconds, as they are written
+    let times = |drain: &Drain| (drain.started_at.0.as_second(), drain.deadline.0.as_second());
+    let rest = |drain: &Drain| {
+        (drain.pod.clone(), drain.cause, drain.state, drain.rate_per_second, drain.down_to, drain.epoch)
+    };
+    let same = |(a, b): (&Drain, &Drain)| times(a) == times(b) && rest(a) == rest(b);
+    let rebalanced = |last: Option<&LastRebalance>| last.map(|last| (last.ended_at.0.as_second(), last.failures));
+    drains.len() != plan.drains.len()
+        || !drains.iter().zip(&plan.drains).all(same)
+        || rebalanced(status.and_then(|status| status.last_rebalance.as_ref()))
+            != rebalanced(plan.last_rebalance.as_ref())
+}
+
 /// A persisted drain in the planner's words.
 pub fn read_drain(drain: &Drain) -> planner::Drain {
     said::read_drain(drain)

@@ -119,13 +119,36 @@ pub fn facts(secret: &Secret, uses: &BTreeSet<Use>, settings: &Settings) -> Secr
     }
 }
 
+/// [`facts`] of a Secret with a certificate and its key that is the operator's own.
+pub fn own_facts(secret: &Secret) -> SecretFacts {
+    let annotation = |key: &str| secret.metadata.annotations.as_ref()?.get(key).cloned();
+    let trust = annotation(names::TRUST).unwrap_or_default();
+    let wrong = certified_key(secret).err().map(|wrong| (Use::Serving, wrong));
+    SecretFacts {
+        certificate: file_of(secret, "tls.crt").ok().and_then(|pem| certificate(pem).ok()),
+        wrong: wrong.into_iter().collect(),
+        authority: annotation(names::AUTHORITY),
+        trust: trust.split(',').filter(|serial| !serial.is_empty()).map(str::to_owned).collect(),
+    }
+}
+
+/// What `tls.crt` and `tls.key` are for, or what is wrong with them.
+pub fn certified_key(secret: &Secret) -> Result<CertifiedKey, String> {
+    pair(file_of(secret, "tls.crt")?, file_of(secret, "tls.key")?)
+}
+
+fn file_of<'a>(secret: &'a Secret, name: &str) -> Result<&'a [u8], String> {
+    let file = secret.data.as_ref().and_then(|data| data.get(name));
+    file.map(|bytes| bytes.0.as_slice()).ok_or_else(|| format!("has no {name}"))
+}
+
 type Files<'a> = BTreeMap<&'a str, &'a [u8]>;
 
 /// What keeps `files` from being used so; said without anything secret.
 fn look(usage: Use, files: &Files<'_>, settings: &Settings) -> Result<(), String> {
     let file = |name: &str| files.get(name).copied().ok_or_else(|| format!("has no {name}"));
     match usage {
-        Use::Serving | Use::Client => pair(file("tls.crt")?, file("tls.key")?),
+        Use::Serving | Use::Client => pair(file("tls.crt")?, file("tls.key")?).map(drop),
         Use::Authority => certificates(file("ca.crt")?).map(drop).map_err(|error| format!("has a ca.crt that {error}")),
         Use::DeviceKeys => device_keys(files, settings),
         Use::GroupKeys => {
@@ -138,13 +161,14 @@ fn look(usage: Use, files: &Files<'_>, settings: &Settings) -> Result<(), String
 }
 
 /// Whether `key` is the key of the first certificate of `chain`.
-pub(crate) fn pair(chain: &[u8], key: &[u8]) -> Result<(), String> {
+pub(crate) fn pair(chain: &[u8], key: &[u8]) -> Result<CertifiedKey, String> {
     let chain = certificates(chain).map_err(|error| format!("has a tls.crt that {error}"))?;
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| "has a tls.key that is no PEM private key".to_owned())?;
     let key = aws_lc_rs::sign::any_supported_type(&key)
         .map_err(|_| "has a tls.key of a kind that is not known".to_owned())?;
-    let matches = CertifiedKey::new(chain, key).keys_match();
-    matches.map_err(|_| "has a tls.key that is not the key of its tls.crt".to_owned())
+    let pair = CertifiedKey::new(chain, key);
+    pair.keys_match().map_err(|_| "has a tls.key that is not the key of its tls.crt".to_owned())?;
+    Ok(pair)
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'static str> {

@@ -71,11 +71,11 @@ fn target(pod: &FakePod) -> Target {
 async fn every_pod_is_asked_over_one_connection_and_a_silent_one_keeps_its_last_value() {
     let world = World::new();
     let (a, b) = (FakePod::start("a", &world.pki).await, FakePod::start("b", &world.pki).await);
-    a.say(load(5));
-    b.say(load(7));
+    a.say(&load(5));
+    b.say(&load(7));
     world.watch(&[&a, &b]);
     world.until("both answers", |_, measured| measured.connections == 12).await;
-    a.say(load(50));
+    a.say(&load(50));
     world.until("the new number", |_, measured| measured.connections == 57).await;
     let asked = a.asked();
     sleep(Duration::from_secs(2)).await;
@@ -97,7 +97,7 @@ async fn every_pod_is_asked_over_one_connection_and_a_silent_one_keeps_its_last_
 async fn nonsense_is_refused_and_counted_and_the_last_good_answer_stays() {
     let world = World::new();
     let pod = FakePod::start("a", &world.pki).await;
-    pod.say(load(5));
+    pod.say(&load(5));
     world.watch(&[&pod]);
     world.until("the answer", |_, measured| measured.connections == 5).await;
     let mut negative = load(0);
@@ -115,7 +115,7 @@ async fn nonsense_is_refused_and_counted_and_the_last_good_answer_stays() {
         };
         let measured = world.until(said, refused).await;
         assert_eq!(measured.connections, 5, "{said}");
-        pod.say(load(5));
+        pod.say(&load(5));
         world.until("a good answer", |reports, _| reports["a"].problem.is_none()).await;
     }
     let metrics = world.metrics.text();
@@ -127,7 +127,7 @@ async fn nonsense_is_refused_and_counted_and_the_last_good_answer_stays() {
 async fn who_is_not_the_operator_is_not_answered() {
     let world = World::new();
     let pod = FakePod::start("a", &world.pki).await;
-    pod.say(load(5));
+    pod.say(&load(5));
     world.pods.watch(&world.fleet, vec![target(&pod)], &Pki::new().client("operator"));
     world.until("the refusal", |reports, _| reports["a"].problem.is_some()).await;
     let other = Target { server_name: "control.b.plants".to_owned(), uid: "other".to_owned(), ..target(&pod) };
@@ -197,13 +197,13 @@ async fn the_served_certificate_is_seen_and_a_new_one_soon() {
 async fn what_is_new_is_told_and_what_stays_the_same_is_not() {
     let world = World::new();
     let pod = FakePod::start("a", &world.pki).await;
-    pod.say(load(100));
+    pod.say(&load(100));
     world.watch(&[&pod]);
     assert_eq!(timeout(PATIENCE, world.pods.changed()).await.expect("it answered"), world.fleet);
     assert!(timeout(Duration::from_secs(3), world.pods.changed()).await.is_err(), "nothing is new");
     let mut throttled = load(100);
     throttled["upstream"]["throttled"] = json!(true);
-    pod.say(throttled);
+    pod.say(&throttled);
     assert_eq!(timeout(PATIENCE, world.pods.changed()).await.expect("its hub throttles"), world.fleet);
 }
 
@@ -222,7 +222,7 @@ fn two_hundred_pods_are_fresh_within_two_seconds_and_cost_little() {
             let mut pods = Vec::new();
             for number in 0..PODS {
                 let pod = FakePod::start(&format!("pod-{number}"), &pki).await;
-                pod.say(load(25));
+                pod.say(&load(25));
                 pods.push(pod);
             }
             let targets: Vec<Target> = pods.iter().map(target).collect();
@@ -245,7 +245,7 @@ fn two_hundred_pods_are_fresh_within_two_seconds_and_cost_little() {
             let reports = world.pods.reports(&world.fleet);
             oldest = oldest.max(reports.values().map(|report| report.stale_for).max().expect("there are pods"));
         }
-        ((support::thread_cpu() - before).as_secs_f64() / begun.elapsed().as_secs_f64(), oldest)
+        (support::thread_cpu().saturating_sub(before).as_secs_f64() / begun.elapsed().as_secs_f64(), oldest)
     });
     drop(over);
     let connections = servers.join().expect("the pods end");

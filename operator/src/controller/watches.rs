@@ -3,7 +3,10 @@
 use std::{collections::HashSet, fmt::Debug, pin::pin, sync::Arc};
 
 use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::{
+    autoscaling::v2::HorizontalPodAutoscaler,
+    core::v1::{Pod, Secret},
+};
 use kube::{
     Api, Resource, ResourceExt,
     core::PartialObjectMeta,
@@ -47,6 +50,8 @@ pub(super) fn begin(world: &Arc<World>, tasks: &mut JoinSet<()>) {
         for kind in OWNED.into_iter().chain([&GATEWAY]).filter(|kind| kind.everywhere) {
             begin_kind(world, kind, namespace.clone(), tasks);
         }
+        let (shared, scope) = (world.clone(), namespace.clone());
+        tasks.spawn(async move { watch_autoscalers(&shared, scope).await });
         let (shared, synced) = (world.clone(), world.expect());
         let scope = namespace.clone();
         tasks.spawn(async move { watch_pods(&shared, scope, synced).await });
@@ -188,6 +193,32 @@ async fn watch_pods(world: &World, namespace: Option<String>, synced: Expected) 
                 }
             }
         }
+    })
+    .await;
+}
+
+/// Those of others, which may aim at what is ours. Nothing waits for these.
+async fn watch_autoscalers(world: &World, namespace: Option<String>) {
+    let api: Api<HorizontalPodAutoscaler> = scoped(world, namespace.as_deref());
+    let mut known = HashSet::new();
+    // those of the operator's are watched as all that it makes
+    let config = Config::default().page_size(PAGE).labels(&format!("{}!={}", names::MANAGED_BY, names::FIELD_MANAGER));
+    let put = |autoscaler: &Name, aim| {
+        world.mirror.put_autoscaler(autoscaler, aim).iter().for_each(|fleet| world.work.add(fleet));
+    };
+    follow(world, "HorizontalPodAutoscaler", api, config, None, |change| match change {
+        Change::Is(autoscaler) => {
+            let aim = autoscaler
+                .spec
+                .as_ref()
+                .map(|spec| (spec.scale_target_ref.kind.clone(), spec.scale_target_ref.name.clone()));
+            put(&Name::of(&autoscaler.metadata), aim);
+        }
+        Change::Gone(autoscaler) => put(&Name::of(&autoscaler.metadata), None),
+        Change::Lists => {
+            known = world.mirror.autoscaler_names().into_iter().filter(|name| is_in(name, namespace.as_ref())).collect()
+        }
+        Change::Listed(there) => known.drain().filter(|name| !there.contains(name)).for_each(|name| put(&name, None)),
     })
     .await;
 }

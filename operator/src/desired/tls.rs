@@ -18,7 +18,7 @@ use serde_json::json;
 use super::{Checked, Context, Problem, object};
 use crate::{
     names,
-    observe::{Authority, Certificate},
+    observe::{Authority, Certificate, Observed},
 };
 
 /// Life of the fleet's own CA: ten years.
@@ -28,7 +28,7 @@ const OVERLAP: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// A CA that has no more than this left signs nothing more if another can.
 const LAST: SignedDuration = SignedDuration::from_hours(24);
 /// Life of a certificate where nothing is said: 90 days.
-const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(2160);
+pub const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(2160);
 
 /// One step: one write of one Secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -144,17 +144,19 @@ pub(super) fn certificates(context: &Context<'_>, in_force: Option<&Checked>) ->
     let is_taken = |secret: &String| context.observed.foreign.contains(&format!("Secret {secret}"));
     let taken = secrets.iter().filter(|secret| is_taken(secret)).map(|secret| format!("Secret {secret}")).collect();
     let leaves = leaves.into_iter().filter(|leaf| !is_taken(&leaf.secret)).collect();
-    let steps = if is_taken(&secret) { Vec::new() } else { steps(context, leaves, secret) };
+    let steps = if is_taken(&secret) { Vec::new() } else { steps(context.observed, leaves, secret) };
     Certificates { steps, secrets, taken }
 }
 
-fn steps(context: &Context<'_>, leaves: Vec<Leaf>, secret: String) -> Vec<Step> {
-    let Some(authority) = &context.observed.authority else {
+/// The next steps of the CA in `secret` and of what it signs, from its state, the Secrets of `leaves` and the time in
+/// `observed`. By whom a leaf is signed is filled in.
+pub fn steps(observed: &Observed, leaves: Vec<Leaf>, secret: String) -> Vec<Step> {
+    let Some(authority) = &observed.authority else {
         return vec![Step::CreateAuthority { secret, life_s: AUTHORITY_LIFE.as_secs() }];
     };
-    let now = context.observed.now;
+    let now = observed.now;
     let leaves: Vec<Step> =
-        leaves.into_iter().filter_map(|leaf| leaf_step(context, signed_by(authority, leaf))).collect();
+        leaves.into_iter().filter_map(|leaf| leaf_step(observed, signed_by(authority, leaf))).collect();
     let moves = authority_step(authority, now, secret);
     // the CA moves on only when everything below it has followed; at its end there is nothing to wait for
     let first = leaves.is_empty() || now >= authority.current.not_after - LAST;
@@ -254,14 +256,14 @@ fn serving_names(context: &Context<'_>, wanted: &[String]) -> BTreeSet<String> {
     inside.into_iter().chain(wanted.iter().cloned()).collect()
 }
 
-fn leaf_step(context: &Context<'_>, leaf: Leaf) -> Option<Step> {
-    let facts = context.observed.secrets.get(&leaf.secret);
+fn leaf_step(observed: &Observed, leaf: Leaf) -> Option<Step> {
+    let facts = observed.secrets.get(&leaf.secret);
     let Some((facts, certificate)) = facts.and_then(|facts| Some((facts, facts.certificate.as_ref()?))) else {
         return Some(Step::Issue(leaf));
     };
     let fits = certificate.dns_names == leaf.dns_names && certificate.ip_addresses == leaf.ip_addresses;
     let signed = facts.authority.as_ref() == Some(&leaf.authority) && facts.wrong.is_empty();
-    if !fits || !signed || context.observed.now >= two_thirds(certificate) {
+    if !fits || !signed || observed.now >= two_thirds(certificate) {
         return Some(Step::Issue(leaf));
     }
     (facts.trust != leaf.trust).then_some(Step::Trust { secret: leaf.secret, trust: leaf.trust })

@@ -34,6 +34,8 @@ const USER: i64 = 65532;
 const PRE_STOP_S: i64 = 5;
 /// What a pod needs beyond its shutdown time-out to end.
 const GRACE_MARGIN_S: u64 = 10;
+/// Name of the port of health, metrics and orders.
+pub const ADMIN_PORT: &str = "admin";
 /// How long a new pod must be ready before an old one goes: load balancers have to find it.
 pub const MIN_READY_S: i32 = 10;
 
@@ -151,7 +153,7 @@ fn ports(settings: &Settings) -> Vec<ContainerPort> {
     };
     let listeners = reachable(settings).map(|listener| port(&listener.name, listener.port));
     let health = settings.admin.health_port.map(|health| port("health", health));
-    listeners.chain([port("admin", settings.admin.port)]).chain(health).collect()
+    listeners.chain([port(ADMIN_PORT, settings.admin.port)]).chain(health).collect()
 }
 
 /// Health is told without TLS: the kubelet has no client certificate.

@@ -9,6 +9,7 @@ use crds::ProtocolGateway;
 use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::DeploymentStatus, core::v1::ServiceStatus};
 use kube::{Client, ResourceExt};
+use rustls::ClientConfig;
 use serde_json::Value;
 
 use super::{
@@ -35,12 +36,13 @@ pub struct Sources<'a> {
     pub apis: Apis,
 }
 
-/// Everything a decision needs about `gateway`, but for what earlier writes were answered.
+/// Everything a decision needs about `gateway`, but for what its pods say and what earlier writes were answered; and how to ask
+/// its pods.
 pub async fn look(
     sources: &Sources<'_>,
     gateway: &ProtocolGateway,
     now: Timestamp,
-) -> Result<Observed, ReconcileError> {
+) -> Result<(Observed, Option<Arc<ClientConfig>>), ReconcileError> {
     let name = Name::of(&gateway.metadata);
     let (ours, foreign) = sort(sources.mirror, gateway)?;
     let object = |kind: &str| ours.get(&(kind, name.name.clone())).map(|object| object.body());
@@ -59,9 +61,11 @@ pub async fn look(
         service,
         pods: sources.mirror.pods(&name).iter().map(|pod| pod.facts.clone()).collect(),
         foreign,
+        autoscalers: sources.mirror.autoscalers(&name),
         ..Observed::default()
     };
     let made = names::secrets(&name.name);
+    let mut client = None;
     for (secret, seen) in seen {
         if made.contains(&secret) && is_made(gateway, &secret) && !is_ours(&seen.owner, gateway) {
             let title = format!("Secret {secret}");
@@ -72,9 +76,10 @@ pub async fn look(
             continue;
         }
         observed.authority = observed.authority.or(seen.authority);
+        client = client.or(seen.client);
         observed.secrets.insert(secret, seen.facts);
     }
-    Ok(observed)
+    Ok((observed, client))
 }
 
 /// Whether the operator fills it: the listeners' certificate may be cert-manager's or the user's, whatever its name.

@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DynamicObject;
 use serde_json::{Value, json};
 
-use super::pods::SeenPod;
+use super::{Autoscalers, pods::SeenPod};
 use crate::{kinds::Kind, names};
 
 /// Namespace and name of an object.
@@ -151,6 +151,8 @@ pub struct Mirror(Arc<Mutex<Tables>>);
 struct Tables {
     objects: HashMap<&'static str, HashMap<Name, Entry>>,
     pods: HashMap<Name, BTreeMap<String, Arc<SeenPod>>>,
+    /// What autoscalers that are not ours aim at, as kind and name.
+    aims: HashMap<Name, (String, String)>,
 }
 
 #[derive(Debug)]
@@ -198,6 +200,41 @@ impl Mirror {
     /// An object that is gone, if it was known.
     pub fn remove(&self, kind: &'static Kind, name: &Name) -> Option<Arc<Mirrored>> {
         Some(self.tables().objects.get_mut(kind.name)?.remove(name)?.object)
+    }
+
+    /// Takes an autoscaler that is not ours, or is gone, with what it aims at; the fleets that this concerns.
+    pub fn put_autoscaler(&self, autoscaler: &Name, aim: Option<(String, String)>) -> Vec<Name> {
+        let mut tables = self.tables();
+        let before = match aim.clone() {
+            Some(aim) => tables.aims.insert(autoscaler.clone(), aim),
+            None => tables.aims.remove(autoscaler),
+        };
+        if before == aim {
+            return Vec::new();
+        }
+        let concerned = before.into_iter().chain(aim);
+        concerned.map(|(_, name)| Name::new(&autoscaler.namespace, name)).collect()
+    }
+
+    /// Names of all autoscalers that are not ours.
+    pub fn autoscaler_names(&self) -> Vec<Name> {
+        self.tables().aims.keys().cloned().collect()
+    }
+
+    /// Autoscalers that are not ours and aim at a fleet. There are few of them.
+    pub fn autoscalers(&self, fleet: &Name) -> Autoscalers {
+        let tables = self.tables();
+        let mut found = Autoscalers::default();
+        for (autoscaler, (kind, name)) in &tables.aims {
+            let title = || format!("HorizontalPodAutoscaler {}", autoscaler.name);
+            match kind.as_str() {
+                _ if autoscaler.namespace != fleet.namespace || *name != fleet.name => {}
+                "Deployment" => drop(found.of_deployment.insert(title())),
+                crds::KIND => drop(found.of_gateway.insert(title())),
+                _ => {}
+            }
+        }
+        found
     }
 
     /// Takes a pod of a fleet; whether that changes anything.
@@ -265,6 +302,21 @@ mod tests {
         );
         assert!(mirror.remove(kind, &name).is_some());
         assert!(mirror.remove(kind, &name).is_none());
+    }
+
+    #[test]
+    fn autoscalers_of_others_are_known_by_what_they_aim_at() {
+        let (mirror, fleet, own) = (Mirror::default(), Name::new("n", "gw"), Name::new("n", "own"));
+        let aim = |kind: &str| Some((kind.to_owned(), "gw".to_owned()));
+        assert_eq!(mirror.put_autoscaler(&own, aim("Deployment")), [fleet.clone()]);
+        assert_eq!(mirror.put_autoscaler(&own, aim("Deployment")), []);
+        let expected = ["HorizontalPodAutoscaler own".to_owned()].into();
+        assert_eq!(mirror.autoscalers(&fleet), Autoscalers { of_deployment: expected, ..Autoscalers::default() });
+        assert_eq!(mirror.autoscalers(&Name::new("m", "gw")), Autoscalers::default());
+        assert!(!mirror.put_autoscaler(&own, aim(crds::KIND)).is_empty());
+        assert_eq!(mirror.autoscalers(&fleet).of_gateway.len(), 1);
+        assert_eq!(mirror.put_autoscaler(&own, None), [fleet.clone()]);
+        assert_eq!(mirror.autoscalers(&fleet), Autoscalers::default());
     }
 
     #[test]

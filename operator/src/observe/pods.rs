@@ -1,14 +1,14 @@
 //! A pod of a fleet, as its object tells: what a decision needs of it, and nothing else.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 
 use super::PodFacts;
-use crate::{names, observe::mirror::Name};
+use crate::{names, observe::mirror::Name, orders};
 
 /// A pod, but for what it says itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct SeenPod {
     /// What decisions look at; what the pod says of itself is still to be filled in.
     pub facts: PodFacts,
@@ -16,6 +16,8 @@ pub struct SeenPod {
     pub uid: String,
     /// Where it can be asked, once it runs.
     pub address: Option<IpAddr>,
+    /// Its ports by name.
+    pub ports: BTreeMap<String, u16>,
 }
 
 /// The fleet that a pod is of.
@@ -27,28 +29,44 @@ pub fn fleet(pod: &Pod) -> Option<Name> {
 
 /// What is seen of a pod.
 pub fn seen(pod: &Pod) -> SeenPod {
-    let status = pod.status.as_ref();
+    let (metadata, status) = (&pod.metadata, pod.status.clone().unwrap_or_default());
+    let label = |key: &str| metadata.labels.as_ref()?.get(key).cloned();
+    let annotation = |key: &str| metadata.annotations.as_ref()?.get(key);
+    let ready = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
     SeenPod {
         facts: PodFacts {
-            name: pod.metadata.name.clone().unwrap_or_default(),
-            ready: status.is_some_and(ready),
-            terminating: pod.metadata.deletion_timestamp.is_some(),
-            trouble: status.and_then(trouble),
+            name: metadata.name.clone().unwrap_or_default(),
+            ready: ready.is_some_and(|ready| ready.status == "True"),
+            ready_changed: ready.and_then(|ready| Some(ready.last_transition_time.as_ref()?.0)),
+            stopped: !status.container_statuses.iter().flatten().any(runs),
+            created: metadata.creation_timestamp.as_ref().map(|time| time.0),
+            template: label("pod-template-hash").unwrap_or_default(),
+            deletion_cost: annotation(orders::DELETION_COST).and_then(|cost| cost.parse().ok()),
+            terminating: metadata.deletion_timestamp.is_some(),
+            ends: metadata.deletion_timestamp.as_ref().map(|time| time.0),
+            trouble: trouble(&status),
             ..PodFacts::default()
         },
-        uid: pod.metadata.uid.clone().unwrap_or_default(),
-        address: status.and_then(|status| status.pod_ip.as_ref()?.parse().ok()),
+        uid: metadata.uid.clone().unwrap_or_default(),
+        address: status.pod_ip.as_ref().and_then(|address| address.parse().ok()),
+        ports: ports(pod),
     }
+}
+
+fn ports(pod: &Pod) -> BTreeMap<String, u16> {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    ports.filter_map(|port| Some((port.name.clone()?, u16::try_from(port.container_port).ok()?))).collect()
+}
+
+fn runs(container: &ContainerStatus) -> bool {
+    container.state.as_ref().is_some_and(|state| state.running.is_some())
 }
 
 /// Whether a pod has come to its end: it holds nothing and is not counted.
 pub fn ended(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
-}
-
-fn ready(status: &PodStatus) -> bool {
-    status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// Why it does not run: its container's reason, or its scheduler's.

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     fn load(messages_total: u64, connects_total: u64, let_go_total: u64) -> Load {
-        Load { messages_total, connects_total, let_go_total, ..Load::default() }
+        Load { connects_total, messages_total, let_go_total, ..Load::default() }
     }
 
     #[test]

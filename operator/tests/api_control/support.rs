@@ -12,13 +12,14 @@ use kube::{
     runtime::{conditions::is_crd_established, wait::await_condition},
 };
 use operator::{
-    controller::{self, Inputs},
+    controller::{self, Inputs, Meters},
     desired::Installation,
     http::Health,
     kinds::{GATEWAY, Kind},
     lease::Leadership,
     metrics::Metrics,
     observe::CustomMetrics,
+    pods::{Counters, Pods},
     shutdown::{self, Trigger},
 };
 use serde_json::{Value, json};
@@ -77,6 +78,8 @@ impl Operator {
             namespaces: vec![story.namespace.clone()],
             pod_name: Some("operator-0".to_owned()),
             leadership,
+            pods: Pods::new(Counters::new(&metrics)),
+            meters: Meters::default(),
             custom_metrics: receiver,
             metrics: metrics.clone(),
             health: Health::new(),

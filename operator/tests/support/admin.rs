@@ -65,7 +65,7 @@ impl FakePod {
         Self { name: name.to_owned(), address, shared, task }
     }
 
-    pub(crate) fn say(&self, load: Value) {
+    pub(crate) fn say(&self, load: &Value) {
         self.say_text(&load.to_string());
     }
 
@@ -132,7 +132,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
 
 async fn answer(request: Request<Incoming>, shared: &Shared) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
-    let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let (status, text) = match (head.method.as_str(), head.uri.path()) {
         ("GET", "/load") => {
             shared.asked.fetch_add(1, SeqCst);

@@ -48,7 +48,7 @@ impl Pki {
         Pair {
             chain: vec![certificate.der().clone()],
             key: PrivateKeyDer::try_from(key.serialize_der()).expect("a key"),
-            serial: serial.iter().map(|byte| format!("{byte:02x}")).collect(),
+            serial: format!("{:018x}", serial.iter().fold(0u128, |number, byte| number << 8 | u128::from(*byte))),
             certificate_pem: certificate.pem(),
             key_pem: key.serialize_pem(),
         }
