@@ -14,6 +14,12 @@ pub fn definition() -> CustomResourceDefinition {
     let mut crd = serde_json::to_value(ProtocolGateway::crd()).expect("a definition is JSON");
     let schema = crd.pointer_mut("/spec/versions/0/schema/openAPIV3Schema").expect("the derive writes a schema");
     tidy(schema);
+    // stored, it would stand beside the secretName or certManager that a user applies later, and one excludes the others:
+    // what is absent is selfSigned when it is read
+    schema
+        .pointer_mut("/properties/spec/properties/tls")
+        .and_then(Value::as_object_mut)
+        .and_then(|tls| tls.remove("default"));
     forms::apply(schema.pointer_mut("/properties/spec").expect("the schema has a spec"));
     serde_json::from_value(crd).expect("what was added is of the form")
 }

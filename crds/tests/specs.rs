@@ -109,7 +109,6 @@ fn the_shortest_spec_is_stored_with_its_defaults() {
             "upstream": {"iotHub": {"hostName": "contoso.azure-devices.net", "transport": "AMQP"}},
             "replicas": 2,
             "reconnects": {"perSecond": 100, "drainTimeout": "10m"},
-            "tls": {"selfSigned": {}},
             "service": {"type": "LoadBalancer"},
         })
     );

@@ -31,6 +31,20 @@ pub struct Cli {
 pub enum Command {
     /// Run the operator [default]
     Run(Box<Run>),
+    /// Ask a URL until it answers 200, for `helm test`
+    #[command(hide = true)]
+    Probe(Probe),
+}
+
+/// Flags of `probe`.
+#[derive(Debug, Clone, Args)]
+pub struct Probe {
+    /// Where to ask, in plain HTTP: http://host:port/path
+    pub url: String,
+
+    /// How many seconds to try
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=3600))]
+    pub within: u64,
 }
 
 impl Cli {
@@ -131,7 +145,7 @@ mod tests {
 
     fn parse(line: &str) -> Result<Run, clap::Error> {
         let words = std::iter::once("operator").chain(line.split_whitespace());
-        let Command::Run(run) = Cli::read(words.map(OsString::from))?.command;
+        let Command::Run(run) = Cli::read(words.map(OsString::from))?.command else { panic!("{line} is not run") };
         Ok(*run)
     }
 

@@ -9,17 +9,26 @@ mod scaling;
 pub mod tls;
 mod workload;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crds::ProtocolGateway;
 use gateway_core::{
     config::{ConfigError, GatewayConfig},
-    settings::Settings,
+    settings::{Protocol, Settings},
 };
 use kube::{ResourceExt, core::DynamicObject};
 use serde::{Deserialize, Serialize};
 
-use crate::observe::Observed;
+pub use self::{
+    config::{FILE as CONFIG_FILE, drain_per_second as self_drain_per_second},
+    workload::{ADMIN_PORT, MIN_READY_S},
+};
+use crate::{
+    names,
+    observe::{Observed, Use},
+    scaling::Plan,
+    secrets,
+};
 
 /// What the operator itself was installed with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +75,7 @@ pub struct Problem {
 pub(crate) struct Context<'a> {
     gateway: &'a ProtocolGateway,
     observed: &'a Observed,
+    plan: &'a Plan,
     installation: &'a Installation,
     name: String,
     namespace: String,
@@ -84,11 +94,12 @@ pub(crate) struct Checked {
 pub fn desired(
     gateway: &ProtocolGateway,
     observed: &Observed,
+    plan: &Plan,
     installation: &Installation,
 ) -> Result<Desired, Invalid> {
     let name = gateway.name_any();
     let namespace = gateway.namespace().unwrap_or_default();
-    let context = Context { gateway, observed, installation, name, namespace };
+    let context = Context { gateway, observed, plan, installation, name, namespace };
     let choice = choose(&context)?;
     let mut problems = choice.problems;
     let configured = choice.in_force.as_ref().or(choice.wanted.as_ref());
@@ -113,6 +124,46 @@ pub fn desired(
         workload.into_iter().filter(|title| !applied.contains(title) && !observed.foreign.contains(title)).collect();
     let replicas = applied.contains(&format!("Deployment {}", context.name)).then(|| scaling::replicas(&context));
     Ok(Desired { objects, certificates: certificates.steps, secrets: certificates.secrets, problems, replicas, kept })
+}
+
+/// The Secrets that a decision looks at.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct References {
+    /// What for, by name.
+    pub uses: BTreeMap<String, BTreeSet<Use>>,
+    /// How keys are read; absent where there is no configuration at all, and nothing to look at.
+    pub settings: Option<Settings>,
+}
+
+/// Every Secret that [`desired`] will look at: those of the spec, those of the configuration in force, and the operator's.
+pub fn references(gateway: &ProtocolGateway, config_in_force: Option<&str>) -> References {
+    let observed = Observed { config_in_force: config_in_force.map(str::to_owned), ..Observed::default() };
+    let installation = Installation { gateway_image: String::new() };
+    let (name, namespace) = (gateway.name_any(), gateway.namespace().unwrap_or_default());
+    let plan = Plan::default();
+    let context = Context { gateway, observed: &observed, plan: &plan, installation: &installation, name, namespace };
+    let configured: Vec<Checked> =
+        config::wanted(&context).ok().into_iter().chain(config::in_force(&observed)).collect();
+    let mut uses: BTreeMap<String, BTreeSet<Use>> = BTreeMap::new();
+    for reference in configured.iter().flat_map(|checked| secrets::referenced(&checked.config)) {
+        uses.entry(reference.secret_name).or_default().insert(reference.usage);
+    }
+    if !configured.is_empty() {
+        uses.entry(names::authority(&context.name)).or_default();
+        uses.entry(names::control_client(&context.name)).or_default().extend([Use::Client, Use::Authority]);
+    }
+    References { uses, settings: configured.into_iter().next().map(|checked| checked.settings) }
+}
+
+/// Names of the listeners that speak TLS and can be reached, in a configuration that is in force.
+pub fn tls_listeners(config_in_force: Option<&str>) -> Vec<String> {
+    let observed = Observed { config_in_force: config_in_force.map(str::to_owned), ..Observed::default() };
+    let Some(checked) = config::in_force(&observed) else { return Vec::new() };
+    let listeners = workload::reachable(&checked.settings);
+    listeners
+        .filter(|listener| listener.protocol != Protocol::MqttPlain)
+        .map(|listener| listener.name.clone())
+        .collect()
 }
 
 /// Which configuration pods run by.

@@ -36,6 +36,8 @@ pub enum Kind {
     Refused,
     /// The namespace or an API is going away: there is nothing to do.
     Gone,
+    /// This replica does not lead: another does it.
+    NotLeader,
 }
 
 /// A reconcile that did not come to its end.
@@ -50,6 +52,19 @@ pub struct ReconcileError {
     pub object: String,
     /// What the API server said.
     pub message: String,
+}
+
+impl ReconcileError {
+    /// From what kube was answered, or was not.
+    pub fn of(step: Step, object: String, error: &kube::Error) -> Self {
+        let (kind, message) = match error {
+            kube::Error::Api(status) => {
+                (Kind::of_answer(status.code, &status.reason, &status.message), status.message.clone())
+            }
+            other => (Kind::Unavailable, other.to_string()),
+        };
+        Self { step, kind, object, message }
+    }
 }
 
 /// First wait after a failure.
@@ -78,7 +93,7 @@ impl Kind {
             Self::Conflict if failures <= 3 => Some(Duration::from_millis(100).mul_f64(1.0 + chance)),
             Self::Conflict | Self::Unavailable => Some(backoff(failures, chance)),
             Self::Forbidden | Self::Refused => Some(PATIENCE.mul_f64(0.8 + 0.4 * chance)),
-            Self::Gone => None,
+            Self::Gone | Self::NotLeader => None,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use operator::{
     cli::{self, Cli, Command},
-    logging, program, shutdown,
+    logging, probe_url, program, shutdown,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
@@ -17,7 +17,21 @@ const EXIT_CUT_SHORT: i32 = 130;
 fn main() -> ExitCode {
     match Cli::read(std::env::args_os()) {
         Ok(Cli { command: Command::Run(flags) }) => run(*flags),
+        Ok(Cli { command: Command::Probe(flags) }) => probe(&flags),
         Err(error) => error.exit(),
+    }
+}
+
+fn probe(flags: &cli::Probe) -> ExitCode {
+    match probe_url::probe(&flags.url, std::time::Duration::from_secs(flags.within)) {
+        Ok(answer) => {
+            println!("{answer}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -23,6 +23,23 @@ pub const AUTHORITY: &str = "protocolgateway.io/authority";
 /// Annotation of Secrets that the operator fills: serial numbers of the CAs in `ca.crt`.
 pub const TRUST: &str = "protocolgateway.io/trust";
 
+/// Annotation of applied objects: hash of what was applied.
+pub const APPLIED: &str = "protocolgateway.io/applied";
+/// Label of every object that the operator makes: who does.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Label of every object that the operator makes: for which ProtocolGateway.
+pub const INSTANCE: &str = "app.kubernetes.io/instance";
+
+/// Names of the objects that the operator makes, of whatever kind but Secrets.
+pub fn objects(gateway: &str) -> [String; 2] {
+    [gateway.to_owned(), serving(gateway)]
+}
+
+/// Names of the Secrets that the operator fills.
+pub fn secrets(gateway: &str) -> [String; 4] {
+    [authority(gateway), serving(gateway), control(gateway), control_client(gateway)]
+}
+
 /// Secret with the fleet's own CA and its key. Never mounted.
 pub fn authority(gateway: &str) -> String {
     format!("{gateway}-ca")
@@ -50,9 +67,7 @@ pub fn control_host(gateway: &str, namespace: &str) -> String {
 
 /// What tells this fleet's pods from all others, and never changes.
 pub fn selector(gateway: &str) -> BTreeMap<String, String> {
-    [("app.kubernetes.io/name", APP), ("app.kubernetes.io/instance", gateway)]
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .into()
+    [("app.kubernetes.io/name", APP), (INSTANCE, gateway)].map(|(key, value)| (key.to_owned(), value.to_owned())).into()
 }
 
 /// [`selector`] as Kubernetes objects hold it.
@@ -70,7 +85,7 @@ pub fn selector_text(gateway: &str) -> String {
 pub fn labels(gateway: &str) -> BTreeMap<String, String> {
     let mut labels = selector(gateway);
     labels.insert("app.kubernetes.io/component".to_owned(), "gateway".to_owned());
-    labels.insert("app.kubernetes.io/managed-by".to_owned(), FIELD_MANAGER.to_owned());
+    labels.insert(MANAGED_BY.to_owned(), FIELD_MANAGER.to_owned());
     labels
 }
 

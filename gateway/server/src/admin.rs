@@ -3,6 +3,7 @@
 //! Lives on the housekeeping thread; it asks the cores and never touches what is theirs.
 
 mod accept;
+mod drain;
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -15,7 +16,7 @@ use axum::{
     extract::{Query, State},
     http::{StatusCode, header},
     response::IntoResponse,
-    routing::get,
+    routing::{get, post},
 };
 use gateway_core::settings::Protocol;
 use rustls::ServerConfig;
@@ -44,6 +45,8 @@ pub async fn serve(shared: Arc<Shared>, listener: std::net::TcpListener, tls: Op
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/connections", get(connections))
+        .route("/drain", post(drain::drain))
+        .route("/undrain", post(drain::undrain))
         .with_state(shared);
     if let Err(error) = axum::serve(listener, router).await {
         error!(%error, "admin port ended");

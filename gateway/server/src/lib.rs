@@ -20,6 +20,7 @@ pub mod presence;
 pub mod wheel;
 
 pub mod admin;
+pub mod drain;
 pub mod logging;
 pub mod metrics;
 pub mod reload;

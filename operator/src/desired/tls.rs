@@ -70,6 +70,18 @@ pub enum Step {
 }
 
 impl Step {
+    /// What it is called, for logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::CreateAuthority { .. } => "create authority",
+            Self::AddNextAuthority { .. } => "add next authority",
+            Self::PromoteNextAuthority { .. } => "promote next authority",
+            Self::DropPreviousAuthority { .. } => "drop previous authority",
+            Self::Issue(_) => "issue",
+            Self::Trust { .. } => "trust",
+        }
+    }
+
     /// The Secret that it writes.
     pub fn secret(&self) -> &String {
         match self {

@@ -3,6 +3,7 @@
 use std::{
     pin::Pin,
     rc::Rc,
+    sync::atomic::{Ordering::Release, fence},
     task::{Context, Poll},
     time::Duration,
 };
@@ -118,8 +119,10 @@ impl Connection {
     fn tell_end(&mut self, core: &Core, end: End, why: &str) {
         let mut roster = core.roster.borrow_mut();
         let entry = roster.get_mut(self.place.key as usize);
-        let (address, device) = entry.map(|entry| (entry.address, entry.device.take())).unzip();
-        let device = device.flatten().map(|(device, _)| device);
+        let (address, device, leaving, distrusted) = entry.map_or((None, None, None, false), |entry| {
+            (Some(entry.address), entry.device.take(), entry.leaving, entry.distrusted)
+        });
+        let device = device.map(|(device, _)| device);
         if let Some(device) = &device {
             core.shared.presence.leave(device, self.place);
         }
@@ -127,6 +130,13 @@ impl Connection {
         if std::mem::take(&mut self.accepted) {
             core.metrics.connections.add(-1);
             core.metrics.disconnects.at(end).inc();
+            if let Some(leaving) = leaving {
+                // whoever reads this count first finds a count of connections that is not older
+                fence(Release);
+                core.metrics.let_go.at(leaving.cause).inc();
+            } else if distrusted {
+                core.metrics.distrusted.add(-1);
+            }
             debug!(device = device.as_ref().map(DeviceId::as_str), address, cause, why, "device disconnected");
         } else {
             core.metrics.handshakes.add(-1);

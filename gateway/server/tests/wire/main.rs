@@ -4,7 +4,9 @@
 
 mod admin;
 mod bridge;
+mod drain;
 mod refusals;
+mod storm;
 mod support;
 mod takeover;
 mod transports;

@@ -1,0 +1,320 @@
+//! Writes the difference between what there should be and what is there: server-side apply with one field manager.
+//!
+//! What stands as it should is not written. Never an object of somebody else's, and never without leading. What the API server
+//! refuses keeps back nothing else, is remembered, and is tried again when it or the time changes.
+
+pub mod certificates;
+pub mod drift;
+pub mod prune;
+pub mod status;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::{Duration, Instant},
+};
+
+use crds::ProtocolGateway;
+use futures_util::future::try_join_all;
+use kube::{
+    Client, ResourceExt,
+    api::{Patch, PatchParams},
+    core::DynamicObject,
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    desired::{self, Desired},
+    error::{Kind as Failure, ReconcileError, Step},
+    kinds::Kind,
+    lease::Leadership,
+    metrics::Metrics,
+    names,
+    observe::{
+        Observed, Refusal,
+        look::{is_left_over, is_ours, left_over},
+        mirror::{Mirror, Name, owner},
+        secrets::Secrets,
+    },
+};
+
+/// How soon an object that belongs to somebody else is looked at again: nothing tells when it goes.
+pub const FOREIGN_RECHECK: Duration = Duration::from_mins(1);
+/// How soon the API server is asked again to take what it refused: nothing tells when what is in the way goes.
+pub const REFUSED_RETRY: Duration = Duration::from_mins(2);
+
+/// What writing needs. Cheap to clone.
+#[derive(Clone)]
+pub struct Writer {
+    /// The API server.
+    pub client: Client,
+    /// What is watched; the answers to writes go there, too.
+    pub mirror: Mirror,
+    /// What was seen of Secrets; the answers to writes go there, too.
+    pub secrets: Secrets,
+    /// Whether this replica writes.
+    pub leadership: Leadership,
+    /// Counts writes.
+    pub metrics: Metrics,
+}
+
+/// What is remembered of one ProtocolGateway between its reconciles. Lost, it costs requests and nothing else.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// `metadata.generation` of the spec that it is about.
+    generation: Option<i64>,
+    /// Objects that no watch tells of, as they were found a moment ago.
+    unwatched: BTreeMap<String, Unwatched>,
+    /// Objects of somebody else's that no watch tells of, as `Kind name`, and when they were seen.
+    foreign: BTreeMap<String, Instant>,
+    /// What was not taken.
+    refused: BTreeMap<String, Refused>,
+    /// Serial number of the listeners' certificate.
+    serving: Option<String>,
+    /// When the status was written last.
+    status_at: Option<Instant>,
+    /// What stands as it should although it reads otherwise: hash of what was applied and of what came of it.
+    settled: HashMap<String, String>,
+}
+
+#[derive(Debug)]
+struct Refused {
+    /// Hash of what was applied.
+    applied: String,
+    message: String,
+    at: Instant,
+}
+
+impl Memory {
+    /// Somebody who changes the spec may have changed what was in the way, too: all of it is looked at again.
+    pub fn is_about(&mut self, gateway: &ProtocolGateway) {
+        if self.generation != gateway.metadata.generation {
+            self.generation = gateway.metadata.generation;
+            self.foreign.clear();
+            self.retry();
+        }
+    }
+
+    /// Whether the listeners' certificate is another than when this was asked last: pods are to serve it soon.
+    pub fn serves_another(&mut self, observed: &Observed, gateway: &ProtocolGateway) -> bool {
+        let own = || names::serving(&gateway.name_any());
+        let secret = gateway.spec.tls.secret_name.clone().unwrap_or_else(own);
+        let certificate = observed.secrets.get(&secret).and_then(|facts| facts.certificate.as_ref());
+        let now = certificate.map(|certificate| certificate.serial.clone());
+        let before = std::mem::replace(&mut self.serving, now);
+        before.is_some() && before != self.serving
+    }
+
+    /// Objects of somebody else's; those that were seen long ago are to be looked at again.
+    pub fn foreign(&self) -> BTreeSet<String> {
+        let lately = self.foreign.iter().filter(|(_, seen)| seen.elapsed() < FOREIGN_RECHECK);
+        lately.map(|(title, _)| title.clone()).collect()
+    }
+
+    /// What the API server did not take.
+    pub fn refused(&self) -> Vec<Refusal> {
+        let refusal = |(object, refused): (&String, &Refused)| Refusal {
+            object: object.clone(),
+            message: refused.message.clone(),
+        };
+        self.refused.iter().map(refusal).collect()
+    }
+
+    /// What a write of `applied` was answered with.
+    pub(crate) fn refuse(&mut self, title: String, applied: String, message: String) {
+        self.refused.insert(title, Refused { applied, message, at: Instant::now() });
+    }
+
+    fn is_refused(&self, title: &str, applied: &str) -> bool {
+        let refused = self.refused.get(title);
+        refused.is_some_and(|refused| refused.applied == applied && refused.at.elapsed() < REFUSED_RETRY)
+    }
+
+    /// What was in the way may have gone: tries again at once.
+    pub fn retry(&mut self) {
+        self.refused.values_mut().for_each(|refused| refused.applied.clear());
+    }
+
+    /// Whether something waits for a time to pass.
+    pub fn waits(&self) -> Option<Duration> {
+        let foreign = (!self.foreign.is_empty()).then_some(FOREIGN_RECHECK);
+        let refused = (!self.refused.is_empty()).then_some(REFUSED_RETRY);
+        foreign.into_iter().chain(refused).min()
+    }
+}
+
+impl Writer {
+    /// Whether no object that is about to be made is there already and somebody else's. If one is, it is remembered, and what
+    /// there should be is to be decided anew.
+    pub async fn are_free(
+        &self,
+        gateway: &ProtocolGateway,
+        desired: &Desired,
+        memory: &mut Memory,
+    ) -> Result<bool, ReconcileError> {
+        memory.foreign.retain(|_, seen| seen.elapsed() < FOREIGN_RECHECK);
+        memory.unwatched = self.unwatched(gateway, &desired.objects).await?;
+        let foreign = memory.unwatched.iter().filter(|(_, what)| **what == Unwatched::Foreign);
+        let foreign: Vec<_> = foreign.map(|(title, _)| (title.clone(), Instant::now())).collect();
+        let are_free = foreign.is_empty();
+        memory.foreign.extend(foreign);
+        Ok(are_free)
+    }
+
+    /// Applies every object that does not stand as it should, after it was found to be free.
+    pub async fn objects(
+        &self,
+        gateway: &ProtocolGateway,
+        desired: &Desired,
+        memory: &mut Memory,
+    ) -> Result<(), ReconcileError> {
+        let wanted: BTreeSet<String> = desired.objects.iter().map(desired::title).collect();
+        let is_step =
+            |title: &String| desired.certificates.iter().any(|step| *title == format!("Secret {}", step.secret()));
+        memory.refused.retain(|title, _| wanted.contains(title) || is_step(title));
+        memory.settled.retain(|title, _| wanted.contains(title));
+        let unwatched = std::mem::take(&mut memory.unwatched);
+        for object in &desired.objects {
+            let title = desired::title(object);
+            let is_new = match unwatched.get(&title) {
+                Some(Unwatched::Foreign) => continue,
+                Some(Unwatched::Missing) => true,
+                Some(Unwatched::Ours) => false,
+                // what nobody looked for may be somebody else's
+                None if !self.is_watched(object) => continue,
+                None => false,
+            };
+            match self.object(object.clone(), &title, is_new, memory).await {
+                Err(error) if matches!(error.kind, Failure::Refused | Failure::Forbidden) => {
+                    warn!(gateway = %Name::of(&gateway.metadata), object = title, error = error.message, "not taken");
+                    let (_, applied) = drift::stamped(object.clone());
+                    memory.refuse(title, applied, error.message);
+                }
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    fn is_watched(&self, object: &DynamicObject) -> bool {
+        kind_of(object).is_ok_and(|kind| self.mirror.get(kind, &Name::of(&object.metadata)).is_some())
+    }
+
+    async fn object(
+        &self,
+        object: DynamicObject,
+        title: &str,
+        is_new: bool,
+        memory: &mut Memory,
+    ) -> Result<(), ReconcileError> {
+        let (object, applied) = drift::stamped(object);
+        let kind = kind_of(&object)?;
+        if memory.is_refused(title, &applied) {
+            return Ok(());
+        }
+        if let Some(live) = self.mirror.get(kind, &Name::of(&object.metadata)) {
+            let standing = drift::settled(&object, &live.body());
+            let is_known = |hash| memory.settled.get(title) == Some(hash);
+            // what is being deleted will be made anew when it is gone
+            if live.ends || standing.differs().is_none_or(is_known) {
+                return Ok(());
+            }
+            debug!(namespace = object.metadata.namespace, object = title, "does not stand as it was applied");
+        }
+        let answer = self.apply(kind, &object, title, !is_new).await?;
+        memory.refused.remove(title);
+        match drift::settled(&object, &drift::comparable(&answer)).differs() {
+            Some(hash) => drop(memory.settled.insert(title.to_owned(), hash.clone())),
+            None => drop(memory.settled.remove(title)),
+        }
+        self.mirror.put(kind, answer);
+        Ok(())
+    }
+
+    /// What those objects are that no watch tells of: missing, somebody else's, or ours without their labels.
+    async fn unwatched(
+        &self,
+        gateway: &ProtocolGateway,
+        objects: &[DynamicObject],
+    ) -> Result<BTreeMap<String, Unwatched>, ReconcileError> {
+        let mut unknown = Vec::new();
+        for object in objects {
+            let (kind, name) = (kind_of(object)?, Name::of(&object.metadata));
+            if self.mirror.get(kind, &name).is_none() {
+                unknown.push((desired::title(object), kind, name));
+            }
+        }
+        // one for each kind at most
+        let asked = unknown.into_iter().map(|(title, kind, name)| self.what_is(gateway, title, kind, name));
+        Ok(try_join_all(asked).await?.into_iter().collect())
+    }
+
+    async fn what_is(
+        &self,
+        gateway: &ProtocolGateway,
+        title: String,
+        kind: &Kind,
+        name: Name,
+    ) -> Result<(String, Unwatched), ReconcileError> {
+        let found = kind.api(&self.client, Some(&name.namespace)).get_metadata_opt(&name.name).await;
+        let found = found.map_err(|error| ReconcileError::of(Step::Apply, title.clone(), &error))?;
+        let Some(found) = found else { return Ok((title, Unwatched::Missing)) };
+        let owner = owner(&found.metadata);
+        if is_left_over(&owner, gateway) {
+            return Err(left_over(title));
+        }
+        let what = if is_ours(&owner, gateway) { Unwatched::Ours } else { Unwatched::Foreign };
+        Ok((title, what))
+    }
+
+    /// One write. Without `force` a field that somebody else manages is a conflict: for what should not be there yet.
+    pub(crate) async fn apply(
+        &self,
+        kind: &Kind,
+        object: &DynamicObject,
+        title: &str,
+        force: bool,
+    ) -> Result<DynamicObject, ReconcileError> {
+        let api = kind.api(&self.client, object.metadata.namespace.as_deref());
+        let parameters = PatchParams { force, ..PatchParams::apply(names::FIELD_MANAGER) };
+        let name = object.metadata.name.as_deref().unwrap_or_default();
+        let patch = Patch::Apply(object);
+        let answer = self.write(Step::Apply, title, api.patch(name, &parameters, &patch)).await?;
+        self.metrics.writes.with_label_values(&[kind.name]).inc();
+        info!(namespace = object.metadata.namespace, object = title, "applied");
+        Ok(answer)
+    }
+
+    /// Carries out a write of the leader's, and none of anybody else.
+    pub(crate) async fn write<T>(
+        &self,
+        step: Step,
+        title: &str,
+        write: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ReconcileError> {
+        let answer = self.leadership.write(write).await.map_err(|not_leading| ReconcileError {
+            step,
+            kind: Failure::NotLeader,
+            object: title.to_owned(),
+            message: not_leading.to_string(),
+        })?;
+        answer.map_err(|error| ReconcileError::of(step, title.to_owned(), &error))
+    }
+}
+
+/// What an object is that no watch tells of.
+#[derive(Debug, PartialEq, Eq)]
+enum Unwatched {
+    Missing,
+    Ours,
+    Foreign,
+}
+
+fn kind_of(object: &DynamicObject) -> Result<&'static Kind, ReconcileError> {
+    let kind = object.types.as_ref().and_then(|types| Kind::owned(&types.kind));
+    kind.ok_or_else(|| ReconcileError {
+        step: Step::Apply,
+        kind: Failure::Refused,
+        object: desired::title(object),
+        message: "is of a kind that the operator does not make".to_owned(),
+    })
+}

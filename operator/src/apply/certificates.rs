@@ -1,0 +1,80 @@
+//! Carries out steps with certificates: each reads what it is about, makes keys, and writes one Secret.
+
+use crds::ProtocolGateway;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use tracing::{info, warn};
+
+use super::{Memory, Writer};
+use crate::{
+    certificates::{self, MintError},
+    desired::tls,
+    error::{Kind as Failure, ReconcileError, Step},
+    kinds::SECRET,
+    names,
+    observe::mirror::Name,
+};
+
+impl Writer {
+    /// Carries them out, one after another; whether any was. One that cannot be is remembered as not taken.
+    pub async fn certificates(
+        &self,
+        gateway: &ProtocolGateway,
+        steps: &[tls::Step],
+        now: Timestamp,
+        memory: &mut Memory,
+    ) -> Result<bool, ReconcileError> {
+        let mut done = false;
+        for step in steps {
+            match self.certificate(gateway, step, now).await {
+                Ok(()) => {
+                    memory.refused.remove(&format!("Secret {}", step.secret()));
+                    done = true;
+                }
+                Err(error) if matches!(error.kind, Failure::Refused | Failure::Forbidden) => {
+                    warn!(gateway = %Name::of(&gateway.metadata), secret = step.secret(), error = error.message, "not taken");
+                    memory.refuse(error.object, String::new(), error.message);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    async fn certificate(
+        &self,
+        gateway: &ProtocolGateway,
+        step: &tls::Step,
+        now: Timestamp,
+    ) -> Result<(), ReconcileError> {
+        let name = Name::of(&gateway.metadata);
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &name.namespace);
+        let title = format!("Secret {}", step.secret());
+        let get = async |secret: &str| {
+            let found = api.get_opt(secret).await;
+            found.map_err(|error| ReconcileError::of(Step::Apply, format!("Secret {secret}"), &error))
+        };
+        let authority_name = names::authority(&name.name);
+        let authority = get(&authority_name).await?;
+        let current = if *step.secret() == authority_name { authority.clone() } else { get(step.secret()).await? };
+        let metadata = names::owned(gateway, step.secret());
+        let minted = certificates::mint(step, authority.as_ref(), current.as_ref(), metadata, now);
+        let minted = minted.map_err(|error| ReconcileError {
+            step: Step::Apply,
+            kind: if matches!(error, MintError::Outdated(_)) { Failure::Conflict } else { Failure::Refused },
+            object: title.clone(),
+            message: error.to_string(),
+        })?;
+        let parameters = PatchParams::apply(names::FIELD_MANAGER).force();
+        let patch = Patch::Apply(&minted);
+        let written = self.write(Step::Apply, &title, api.patch(step.secret(), &parameters, &patch)).await?;
+        self.metrics.writes.with_label_values(&[SECRET.name]).inc();
+        info!(gateway = %name, secret = step.secret(), step = step.name(), "certificates: a step is done");
+        self.secrets.put(&name, &written);
+        Ok(())
+    }
+}

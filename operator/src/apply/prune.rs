@@ -1,0 +1,72 @@
+//! Deletes what is not wanted any more: of the operator's kinds, with a name that it gives, owned by this ProtocolGateway.
+
+use std::collections::BTreeSet;
+
+use crds::ProtocolGateway;
+use kube::{
+    ResourceExt,
+    api::{DeleteParams, Preconditions},
+};
+use tracing::info;
+
+use super::Writer;
+use crate::{
+    desired::{self, Desired},
+    error::{ReconcileError, Step},
+    kinds::{Kind, SECRET},
+    names,
+    observe::{
+        look::{is_ours, named},
+        mirror::{Mirrored, Name},
+    },
+};
+
+impl Writer {
+    /// Deletes what is neither wanted nor kept.
+    pub async fn prune(&self, gateway: &ProtocolGateway, desired: &Desired) -> Result<(), ReconcileError> {
+        let wanted: BTreeSet<String> = desired.objects.iter().map(desired::title).collect();
+        let is_wanted = |title: &String| wanted.contains(title) || desired.kept.contains(title);
+        for (kind, name, object) in named(&self.mirror, gateway) {
+            if !is_wanted(&format!("{} {name}", kind.name)) {
+                self.delete(gateway, kind, &name, &object).await?;
+            }
+        }
+        let namespace = gateway.namespace().unwrap_or_default();
+        for name in names::secrets(&gateway.name_any()) {
+            let secret = self.mirror.get(&SECRET, &Name::new(&namespace, &name));
+            if let Some(secret) = secret.filter(|_| !desired.secrets.contains(&name)) {
+                self.delete(gateway, &SECRET, &name, &secret).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete(
+        &self,
+        gateway: &ProtocolGateway,
+        kind: &'static Kind,
+        name: &str,
+        object: &Mirrored,
+    ) -> Result<(), ReconcileError> {
+        if object.ends || !is_ours(&object.owner, gateway) {
+            return Ok(());
+        }
+        let namespace = gateway.namespace().unwrap_or_default();
+        let title = format!("{} {name}", kind.name);
+        // another object of that name is not the one that was looked at
+        let preconditions = Preconditions { uid: Some(object.uid.clone()), resource_version: None };
+        let parameters = DeleteParams::background().preconditions(preconditions);
+        let api = kind.api(&self.client, Some(&namespace));
+        let deleted = self.write(Step::Apply, &title, async {
+            match api.delete(name, &parameters).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+                other => other.map(drop),
+            }
+        });
+        deleted.await?;
+        self.metrics.writes.with_label_values(&[kind.name]).inc();
+        info!(namespace, object = title, "deleted: not wanted any more");
+        self.mirror.remove(kind, &Name::new(&namespace, name));
+        Ok(())
+    }
+}

@@ -1,0 +1,120 @@
+//! Writes `/status`, with a field manager of its own, only where it differs.
+
+use std::time::{Duration, Instant};
+
+use crds::{ProtocolGateway, ProtocolGatewayStatus};
+use kube::{
+    ResourceExt,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Value, json};
+
+use super::{Memory, Writer};
+use crate::{
+    error::{ReconcileError, Step},
+    kinds::GATEWAY,
+    names,
+};
+
+/// How often numbers of devices are written, if nothing else changed: they change all the time.
+const COUNTS_EVERY: Duration = Duration::from_secs(10);
+
+/// What became of a status.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Told {
+    /// It was written.
+    Written,
+    /// It is there already.
+    Same,
+    /// Only numbers of devices differ, and these were written lately: come again after this time.
+    Later(Duration),
+}
+
+impl Writer {
+    /// Writes it if it is due.
+    pub async fn status(
+        &self,
+        gateway: &ProtocolGateway,
+        status: &ProtocolGatewayStatus,
+        memory: &mut Memory,
+    ) -> Result<Told, ReconcileError> {
+        let since = memory.status_at.map(|at| at.elapsed());
+        let told = due(gateway.status.as_ref(), status, since);
+        if told == Told::Written {
+            let namespace = gateway.namespace().unwrap_or_default();
+            self.raw_status(&namespace, &gateway.name_any(), gateway.metadata.uid.as_deref(), &json!(status)).await?;
+            memory.status_at = Some(Instant::now());
+        }
+        Ok(told)
+    }
+
+    /// Writes a status that may be of a form that this program does not know.
+    pub async fn raw_status(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: Option<&str>,
+        status: &Value,
+    ) -> Result<(), ReconcileError> {
+        let patch = json!({
+            "apiVersion": crds::API_VERSION,
+            "kind": crds::KIND,
+            // another one of this name has another status
+            "metadata": {"name": name, "namespace": namespace, "uid": uid},
+            "status": status,
+        });
+        let title = format!("{} {name}", crds::KIND);
+        let api = GATEWAY.api(&self.client, Some(namespace));
+        let parameters = PatchParams::apply(names::STATUS_MANAGER).force();
+        let patch = Patch::Apply(patch);
+        let answer = self.write(Step::Status, &title, api.patch_status(name, &parameters, &patch)).await?;
+        self.metrics.writes.with_label_values(&[crds::KIND]).inc();
+        self.mirror.put(&GATEWAY, answer);
+        Ok(())
+    }
+}
+
+/// Whether a status is to be written, so long after the last one was.
+fn due(before: Option<&ProtocolGatewayStatus>, now: &ProtocolGatewayStatus, since: Option<Duration>) -> Told {
+    let Some(before) = before else { return Told::Written };
+    if before == now {
+        return Told::Same;
+    }
+    let left = since.and_then(|since| COUNTS_EVERY.checked_sub(since)).filter(|left| !left.is_zero());
+    match left {
+        Some(left) if without_counts(before) == without_counts(now) => Told::Later(left),
+        _ => Told::Written,
+    }
+}
+
+fn without_counts(status: &ProtocolGatewayStatus) -> ProtocolGatewayStatus {
+    let mut status = status.clone();
+    status.connections = None;
+    status.pods.iter_mut().for_each(|pod| pod.connections = None);
+    status.drains.iter_mut().for_each(|drain| drain.remaining = 0);
+    status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_devices_are_written_now_and_then_and_all_else_at_once() {
+        let status = |connections, replicas| ProtocolGatewayStatus {
+            connections: Some(connections),
+            replicas,
+            ..ProtocolGatewayStatus::default()
+        };
+        let before = status(1, 1);
+        let check = |now: &ProtocolGatewayStatus, since: Option<u64>, expected: Told| {
+            assert_eq!(due(Some(&before), now, since.map(Duration::from_secs)), expected, "{now:?} {since:?}");
+        };
+        check(&before, Some(100), Told::Same);
+        check(&status(2, 1), Some(3), Told::Later(Duration::from_secs(7)));
+        check(&status(2, 1), Some(10), Told::Written);
+        check(&status(2, 1), None, Told::Written);
+        check(&status(2, 2), Some(3), Told::Written);
+        assert_eq!(due(None, &before, None), Told::Written);
+    }
+}

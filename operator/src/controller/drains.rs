@@ -1,0 +1,95 @@
+//! Carries out what the plan orders, once it is persisted: pods are marked and told.
+
+use crds::ProtocolGateway;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use planner::budget;
+use tracing::{debug, info, warn};
+
+use super::World;
+use crate::{
+    error::{Kind as Failure, ReconcileError, Step},
+    kinds::POD,
+    observe::mirror::Name,
+    orders::{self, Book},
+    pods::{Fleet, Order},
+    scaling::{self, Plan},
+};
+
+impl World {
+    /// Marks the pods that are to go first, before the Deployment is told of fewer.
+    pub(super) async fn mark(&self, gateway: &ProtocolGateway, plan: &Plan) -> Result<(), ReconcileError> {
+        let name = Name::of(&gateway.metadata);
+        let pods: Api<Pod> = Api::namespaced(self.writer.client.clone(), &name.namespace);
+        for (pod, cost) in &plan.deletion_costs {
+            let title = format!("Pod {pod}");
+            self.writer.write(Step::Apply, &title, orders::mark(&pods, pod, *cost)).await?;
+            self.metrics.writes.with_label_values(&[POD.name]).inc();
+            info!(gateway = %name, pod, cost, "deletion cost written");
+        }
+        Ok(())
+    }
+
+    /// Tells the pods. One that does not take its order is told again.
+    pub(super) async fn order(
+        &self,
+        gateway: &ProtocolGateway,
+        epoch: i64,
+        plan: &Plan,
+        book: &mut Book,
+    ) -> Result<(), ReconcileError> {
+        let name = Name::of(&gateway.metadata);
+        let fleet = Fleet::from(&name);
+        let persisted = gateway.status.as_ref().map_or(&[][..], |status| &status.drains);
+        let ledger = book.ledger(epoch, persisted, Timestamp::now());
+        let tell = |pod: String, order: planner::Order| {
+            let (fleet, order) = (fleet.clone(), translated(order, epoch));
+            async move {
+                if self.writer.leadership.epoch() != Some(epoch) {
+                    return Err("another replica leads".to_owned());
+                }
+                debug!(%fleet, pod, ?order, "told");
+                self.pods.order(&fleet, &pod, order).await.map(drop).map_err(|error| error.to_string())
+            }
+        };
+        let carried = orders::carry_out(plan, ledger, || scaling::millis(Timestamp::now()), tell).await;
+        for (pod, why) in carried.failed {
+            warn!(gateway = %name, pod, why, "an order was not taken");
+        }
+        if self.writer.leadership.epoch() == Some(epoch) {
+            return Ok(());
+        }
+        let message = "another replica leads".to_owned();
+        Err(ReconcileError { step: Step::Apply, kind: Failure::NotLeader, object: "orders".to_owned(), message })
+    }
+
+    /// Which drains are under way, and what of the budget nobody uses.
+    pub(super) fn count(&self, gateway: &ProtocolGateway, plan: &Plan) {
+        let name = Name::of(&gateway.metadata);
+        self.metrics.forget(&name.namespace, &name.name);
+        let mut taken = 0;
+        for drain in &plan.drains {
+            taken += drain.rate_per_second;
+            let cause = format!("{:?}", drain.cause);
+            self.metrics.drains.with_label_values(&[&name.namespace, &name.name, &cause]).inc();
+        }
+        let left = gateway.spec.reconnects.per_second.saturating_sub(taken).max(0);
+        self.metrics.reconnect_budget.with_label_values(&[&name.namespace, &name.name]).set(left as f64);
+    }
+}
+
+/// An order in the words of pods.
+fn translated(order: planner::Order, epoch: i64) -> Order {
+    match order {
+        planner::Order::Undrain => Order::Undrain { epoch },
+        planner::Order::Drain(drain) => Order::Drain {
+            cause: scaling::cause(drain.cause),
+            epoch,
+            per_second: f64::from(drain.per_second),
+            lease_seconds: budget::LEASE as f64 / 1000.0,
+            down_to: drain.down_to,
+            leave: drain.leave,
+        },
+    }
+}

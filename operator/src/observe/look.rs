@@ -1,0 +1,153 @@
+//! Looks: fills [`Observed`] from what is watched and from the Secrets that the ProtocolGateway names.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crds::ProtocolGateway;
+use jiff::Timestamp;
+use k8s_openapi::api::{apps::v1::DeploymentStatus, core::v1::ServiceStatus};
+use kube::{Client, ResourceExt};
+use rustls::ClientConfig;
+use serde_json::Value;
+
+use super::{
+    Apis, DeploymentFacts, Observed,
+    mirror::{Mirror, Mirrored, Name, Owner},
+    secrets::Secrets,
+};
+use crate::{
+    desired,
+    error::{Kind as Failure, ReconcileError, Step},
+    kinds::{Kind, OWNED},
+    names,
+};
+
+/// Where to look.
+pub struct Sources<'a> {
+    /// For Secrets.
+    pub client: &'a Client,
+    /// What is watched.
+    pub mirror: &'a Mirror,
+    /// What was seen of Secrets.
+    pub secrets: &'a Secrets,
+    /// What this cluster can do.
+    pub apis: Apis,
+}
+
+/// Everything a decision needs about `gateway`, but for what its pods say and what earlier writes were answered; and how to ask
+/// its pods.
+pub async fn look(
+    sources: &Sources<'_>,
+    gateway: &ProtocolGateway,
+    now: Timestamp,
+) -> Result<(Observed, Option<Arc<ClientConfig>>), ReconcileError> {
+    let name = Name::of(&gateway.metadata);
+    let (ours, foreign) = sort(sources.mirror, gateway)?;
+    let object = |kind: &str| ours.get(&(kind, name.name.clone())).map(|object| object.body());
+    let config_in_force =
+        object("ConfigMap").and_then(|config| config["data"][desired::CONFIG_FILE].as_str().map(str::to_owned));
+    let deployment = ours.get(&("Deployment", name.name.clone())).map(|deployment| deployment_facts(deployment));
+    let service = object("Service").map(|service| status::<ServiceStatus>(&service));
+    let wanted = Arc::new(desired::references(gateway, config_in_force.as_deref()));
+    let seen = sources.secrets.look(sources.client, &name, &wanted).await;
+    let seen = seen.map_err(|(object, error)| ReconcileError::of(Step::Observe, object, &error))?;
+    let mut observed = Observed {
+        now,
+        apis: sources.apis.clone(),
+        config_in_force,
+        deployment,
+        service,
+        pods: sources.mirror.pods(&name).iter().map(|pod| pod.facts.clone()).collect(),
+        foreign,
+        autoscalers: sources.mirror.autoscalers(&name),
+        ..Observed::default()
+    };
+    let made = names::secrets(&name.name);
+    let mut client = None;
+    for (secret, seen) in seen {
+        if made.contains(&secret) && is_made(gateway, &secret) && !is_ours(&seen.owner, gateway) {
+            let title = format!("Secret {secret}");
+            if is_left_over(&seen.owner, gateway) {
+                return Err(left_over(title));
+            }
+            observed.foreign.insert(title);
+            continue;
+        }
+        observed.authority = observed.authority.or(seen.authority);
+        client = client.or(seen.client);
+        observed.secrets.insert(secret, seen.facts);
+    }
+    Ok((observed, client))
+}
+
+/// Whether the operator fills it: the listeners' certificate may be cert-manager's or the user's, whatever its name.
+fn is_made(gateway: &ProtocolGateway, secret: &str) -> bool {
+    gateway.spec.tls.self_signed.is_some() || secret != names::serving(&gateway.name_any())
+}
+
+/// Whether an object may be written for this ProtocolGateway.
+pub fn is_ours(owner: &Owner, gateway: &ProtocolGateway) -> bool {
+    match owner {
+        Owner::Gateway { uid, .. } => gateway.metadata.uid.as_ref() == Some(uid),
+        Owner::Orphan { instance } => *instance == gateway.name_any(),
+        Owner::Other => false,
+    }
+}
+
+/// Whether an object is what is left of an earlier ProtocolGateway of the same name: it is about to be collected.
+pub fn is_left_over(owner: &Owner, gateway: &ProtocolGateway) -> bool {
+    matches!(owner, Owner::Gateway { name, .. } if *name == gateway.name_any()) && !is_ours(owner, gateway)
+}
+
+type Ours = BTreeMap<(&'static str, String), Arc<Mirrored>>;
+
+/// Watched objects that have a name of this ProtocolGateway's: its own, and those of others as `Kind name`.
+fn sort(mirror: &Mirror, gateway: &ProtocolGateway) -> Result<(Ours, BTreeSet<String>), ReconcileError> {
+    let (mut ours, mut foreign) = (BTreeMap::new(), BTreeSet::new());
+    for (kind, name, object) in named(mirror, gateway) {
+        let title = format!("{} {name}", kind.name);
+        if is_left_over(&object.owner, gateway) {
+            return Err(left_over(title));
+        }
+        if is_ours(&object.owner, gateway) {
+            ours.insert((kind.name, name), object);
+        } else {
+            foreign.insert(title);
+        }
+    }
+    Ok((ours, foreign))
+}
+
+/// Every watched object that has a name of this ProtocolGateway's.
+pub fn named(mirror: &Mirror, gateway: &ProtocolGateway) -> Vec<(&'static Kind, String, Arc<Mirrored>)> {
+    let namespace = gateway.namespace().unwrap_or_default();
+    let mut found = Vec::new();
+    for kind in OWNED {
+        for name in names::objects(&gateway.name_any()) {
+            found.extend(mirror.get(kind, &Name::new(&namespace, &name)).map(|object| (kind, name, object)));
+        }
+    }
+    found
+}
+
+/// Waits for the garbage collector: what it is about to delete is neither ours nor somebody else's.
+pub fn left_over(object: String) -> ReconcileError {
+    let message = "is left of an earlier ProtocolGateway of this name and about to be deleted".to_owned();
+    ReconcileError { step: Step::Observe, kind: Failure::Conflict, object, message }
+}
+
+fn deployment_facts(deployment: &Mirrored) -> DeploymentFacts {
+    let body = deployment.body();
+    let replicas = body["spec"]["replicas"].as_i64().and_then(|replicas| replicas.try_into().ok());
+    DeploymentFacts {
+        generation: deployment.generation,
+        replicas: replicas.unwrap_or(0),
+        status: status::<DeploymentStatus>(&body),
+    }
+}
+
+fn status<T: Default + serde::de::DeserializeOwned>(object: &Value) -> T {
+    serde_json::from_value(object["status"].clone()).unwrap_or_default()
+}

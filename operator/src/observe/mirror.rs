@@ -1,0 +1,335 @@
+//! What is on the API server, as the watches tell it: of each object only what a decision needs, in as little memory.
+//!
+//! It holds no data of a Secret. A ProtocolGateway that cannot be read is held as it is: reading comes later.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::DynamicObject;
+use serde_json::{Value, json};
+
+use super::{Autoscalers, pods::SeenPod};
+use crate::{kinds::Kind, names};
+
+/// Namespace and name of an object.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name {
+    /// Namespace.
+    pub namespace: String,
+    /// Name in it.
+    pub name: String,
+}
+
+impl Name {
+    /// Of these two.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+
+    /// Of an object.
+    pub fn of(metadata: &ObjectMeta) -> Self {
+        Self::new(metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Whose an object is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// A ProtocolGateway's, by name and uid.
+    Gateway {
+        /// Its name.
+        name: String,
+        /// Its uid.
+        uid: String,
+    },
+    /// Labelled as the operator's and nobody's: an owner went and left it.
+    Orphan {
+        /// The ProtocolGateway that its labels name.
+        instance: String,
+    },
+    /// Somebody else's.
+    Other,
+}
+
+/// Whose an object of this metadata is.
+pub fn owner(metadata: &ObjectMeta) -> Owner {
+    let controller = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    match controller {
+        Some(owner) if owner.kind == crds::KIND && owner.api_version.starts_with(crds::GROUP) => {
+            Owner::Gateway { name: owner.name.clone(), uid: owner.uid.clone() }
+        }
+        Some(_) => Owner::Other,
+        None => {
+            let label = |key: &str| metadata.labels.as_ref()?.get(key).cloned();
+            let ours = label(names::MANAGED_BY).as_deref() == Some(names::FIELD_MANAGER);
+            match label(names::INSTANCE).filter(|_| ours) {
+                Some(instance) => Owner::Orphan { instance },
+                None => Owner::Other,
+            }
+        }
+    }
+}
+
+/// One object.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Mirrored {
+    /// Its uid.
+    pub uid: String,
+    /// Whose it is.
+    pub owner: Owner,
+    /// `metadata.generation`, 0 where there is none.
+    pub generation: i64,
+    /// Whether it is being deleted.
+    pub ends: bool,
+    /// The object as JSON, without what changes by itself.
+    body: Box<[u8]>,
+}
+
+impl Mirrored {
+    fn new(kind: &Kind, object: DynamicObject) -> Self {
+        let DynamicObject { metadata, mut data, .. } = object;
+        if let Value::Object(fields) = &mut data {
+            fields.insert("metadata".to_owned(), kept(&metadata, kind));
+            if !kind.status {
+                fields.remove("status");
+            }
+        }
+        Self {
+            owner: owner(&metadata),
+            generation: metadata.generation.unwrap_or(0),
+            ends: metadata.deletion_timestamp.is_some(),
+            uid: metadata.uid.unwrap_or_default(),
+            body: data.to_string().into_bytes().into(),
+        }
+    }
+
+    /// The object: metadata that is asked about, and all else.
+    pub fn body(&self) -> Value {
+        serde_json::from_slice(&self.body).expect("it was written from JSON")
+    }
+}
+
+/// What is looked at of metadata. A ProtocolGateway's is read as a whole, others' is compared with what is applied.
+fn kept(metadata: &ObjectMeta, kind: &Kind) -> Value {
+    let mut kept = json!({"name": metadata.name, "namespace": metadata.namespace});
+    let mut keep = |key: &str, value: Value| {
+        if !value.is_null() {
+            kept[key] = value;
+        }
+    };
+    keep("annotations", json!(metadata.annotations));
+    keep("labels", json!(metadata.labels));
+    keep("ownerReferences", json!(metadata.owner_references));
+    if *kind == crate::kinds::GATEWAY {
+        keep("uid", json!(metadata.uid));
+        keep("generation", json!(metadata.generation));
+        keep("deletionTimestamp", json!(metadata.deletion_timestamp));
+    }
+    kept
+}
+
+/// `metadata.resourceVersion` as the number that it is; 0 where it is none.
+fn version(metadata: &ObjectMeta) -> u64 {
+    metadata.resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// Everything that is watched. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Mirror(Arc<Mutex<Tables>>);
+
+#[derive(Debug, Default)]
+struct Tables {
+    objects: HashMap<&'static str, HashMap<Name, Entry>>,
+    pods: HashMap<Name, BTreeMap<String, Arc<SeenPod>>>,
+    /// What autoscalers that are not ours aim at, as kind and name.
+    aims: HashMap<Name, (String, String)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    version: u64,
+    object: Arc<Mirrored>,
+}
+
+impl Mirror {
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The object, if it is there.
+    pub fn get(&self, kind: &'static Kind, name: &Name) -> Option<Arc<Mirrored>> {
+        Some(self.tables().objects.get(kind.name)?.get(name)?.object.clone())
+    }
+
+    /// Names of all objects of a kind.
+    pub fn names(&self, kind: &'static Kind) -> Vec<Name> {
+        self.tables().objects.get(kind.name).map(|objects| objects.keys().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Takes an object that was watched, or that a write was answered with. `Some` if that changes anything: the object
+    /// before, if there was one, and as it is now. What is older than what is here is dropped.
+    pub fn put(&self, kind: &'static Kind, object: DynamicObject) -> Option<(Option<Arc<Mirrored>>, Arc<Mirrored>)> {
+        let (name, version) = (Name::of(&object.metadata), version(&object.metadata));
+        let now = Arc::new(Mirrored::new(kind, object));
+        let mut tables = self.tables();
+        let objects = tables.objects.entry(kind.name).or_default();
+        match objects.get_mut(&name) {
+            Some(entry) if entry.version > version => None,
+            Some(entry) => {
+                entry.version = version;
+                let before = std::mem::replace(&mut entry.object, now.clone());
+                (before != now).then_some((Some(before), now))
+            }
+            None => {
+                objects.insert(name, Entry { version, object: now.clone() });
+                Some((None, now))
+            }
+        }
+    }
+
+    /// An object that is gone, if it was known.
+    pub fn remove(&self, kind: &'static Kind, name: &Name) -> Option<Arc<Mirrored>> {
+        Some(self.tables().objects.get_mut(kind.name)?.remove(name)?.object)
+    }
+
+    /// Takes an autoscaler that is not ours, or is gone, with what it aims at; the fleets that this concerns.
+    pub fn put_autoscaler(&self, autoscaler: &Name, aim: Option<(String, String)>) -> Vec<Name> {
+        let mut tables = self.tables();
+        let before = match aim.clone() {
+            Some(aim) => tables.aims.insert(autoscaler.clone(), aim),
+            None => tables.aims.remove(autoscaler),
+        };
+        if before == aim {
+            return Vec::new();
+        }
+        let concerned = before.into_iter().chain(aim);
+        concerned.map(|(_, name)| Name::new(&autoscaler.namespace, name)).collect()
+    }
+
+    /// Names of all autoscalers that are not ours.
+    pub fn autoscaler_names(&self) -> Vec<Name> {
+        self.tables().aims.keys().cloned().collect()
+    }
+
+    /// Autoscalers that are not ours and aim at a fleet. There are few of them.
+    pub fn autoscalers(&self, fleet: &Name) -> Autoscalers {
+        let tables = self.tables();
+        let mut found = Autoscalers::default();
+        for (autoscaler, (kind, name)) in &tables.aims {
+            let title = || format!("HorizontalPodAutoscaler {}", autoscaler.name);
+            match kind.as_str() {
+                _ if autoscaler.namespace != fleet.namespace || *name != fleet.name => {}
+                "Deployment" => drop(found.of_deployment.insert(title())),
+                crds::KIND => drop(found.of_gateway.insert(title())),
+                _ => {}
+            }
+        }
+        found
+    }
+
+    /// Takes a pod of a fleet; whether that changes anything.
+    pub fn put_pod(&self, fleet: &Name, pod: SeenPod) -> bool {
+        let mut tables = self.tables();
+        let pods = tables.pods.entry(fleet.clone()).or_default();
+        let same = pods.get(&pod.facts.name).is_some_and(|before| **before == pod);
+        if !same {
+            pods.insert(pod.facts.name.clone(), Arc::new(pod));
+        }
+        !same
+    }
+
+    /// A pod that is gone; whether it was known.
+    pub fn remove_pod(&self, fleet: &Name, pod: &str) -> bool {
+        let mut tables = self.tables();
+        let Some(pods) = tables.pods.get_mut(fleet) else { return false };
+        let known = pods.remove(pod).is_some();
+        if pods.is_empty() {
+            tables.pods.remove(fleet);
+        }
+        known
+    }
+
+    /// A fleet's pods, by name.
+    pub fn pods(&self, fleet: &Name) -> Vec<Arc<SeenPod>> {
+        self.tables().pods.get(fleet).map(|pods| pods.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Every pod that is known, by fleet and name.
+    pub fn pod_names(&self) -> Vec<(Name, String)> {
+        let tables = self.tables();
+        let all = tables.pods.iter();
+        all.flat_map(|(fleet, pods)| pods.keys().map(|pod| (fleet.clone(), pod.clone()))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds;
+
+    fn config_map(version: &str, value: &str) -> DynamicObject {
+        let object = json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "a", "namespace": "n", "uid": "u", "resourceVersion": version, "managedFields": []},
+            "data": {"k": value},
+        });
+        serde_json::from_value(object).expect("it is an object")
+    }
+
+    #[test]
+    fn what_is_older_than_what_is_known_is_dropped_and_what_is_the_same_changes_nothing() {
+        let mirror = Mirror::default();
+        let kind = kinds::Kind::owned("ConfigMap").expect("it is owned");
+        let name = Name::new("n", "a");
+        assert!(mirror.put(kind, config_map("5", "x")).is_some());
+        assert!(mirror.put(kind, config_map("6", "x")).is_none(), "only its version is new");
+        assert!(mirror.put(kind, config_map("5", "y")).is_none(), "it is older");
+        assert_eq!(mirror.get(kind, &name).expect("it is there").body()["data"]["k"], "x");
+        let (before, now) = mirror.put(kind, config_map("10", "y")).expect("it is newer, by number and not by text");
+        assert_eq!(
+            (before.expect("it was there").body()["data"]["k"].as_str(), now.body()["data"]["k"].as_str()),
+            (Some("x"), Some("y"))
+        );
+        assert!(mirror.remove(kind, &name).is_some());
+        assert!(mirror.remove(kind, &name).is_none());
+    }
+
+    #[test]
+    fn autoscalers_of_others_are_known_by_what_they_aim_at() {
+        let (mirror, fleet, own) = (Mirror::default(), Name::new("n", "gw"), Name::new("n", "own"));
+        let aim = |kind: &str| Some((kind.to_owned(), "gw".to_owned()));
+        assert_eq!(mirror.put_autoscaler(&own, aim("Deployment")), [fleet.clone()]);
+        assert_eq!(mirror.put_autoscaler(&own, aim("Deployment")), []);
+        let expected = ["HorizontalPodAutoscaler own".to_owned()].into();
+        assert_eq!(mirror.autoscalers(&fleet), Autoscalers { of_deployment: expected, ..Autoscalers::default() });
+        assert_eq!(mirror.autoscalers(&Name::new("m", "gw")), Autoscalers::default());
+        assert!(!mirror.put_autoscaler(&own, aim(crds::KIND)).is_empty());
+        assert_eq!(mirror.autoscalers(&fleet).of_gateway.len(), 1);
+        assert_eq!(mirror.put_autoscaler(&own, None), [fleet.clone()]);
+        assert_eq!(mirror.autoscalers(&fleet), Autoscalers::default());
+    }
+
+    #[test]
+    fn an_object_is_its_controllers_or_that_of_its_labels_if_it_has_none() {
+        let metadata = |value: Value| serde_json::from_value::<ObjectMeta>(value).expect("it is metadata");
+        let reference = |kind: &str, version: &str| json!([{"apiVersion": version, "kind": kind, "name": "gw", "uid": "1", "controller": true}]);
+        let labels = json!({"app.kubernetes.io/managed-by": names::FIELD_MANAGER, "app.kubernetes.io/instance": "gw"});
+        let check = |value: Value, expected: Owner| assert_eq!(owner(&metadata(value)), expected);
+        let gateway = Owner::Gateway { name: "gw".to_owned(), uid: "1".to_owned() };
+        check(json!({"ownerReferences": reference(crds::KIND, crds::API_VERSION)}), gateway);
+        check(json!({"ownerReferences": reference("Other", "v1"), "labels": labels}), Owner::Other);
+        check(json!({"labels": labels}), Owner::Orphan { instance: "gw".to_owned() });
+        check(json!({"labels": {"app.kubernetes.io/managed-by": "Helm"}}), Owner::Other);
+        check(json!({}), Owner::Other);
+    }
+}

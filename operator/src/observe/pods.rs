@@ -1,0 +1,138 @@
+//! A pod of a fleet, as its object tells: what a decision needs of it, and nothing else.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
+
+use super::PodFacts;
+use crate::{names, observe::mirror::Name, orders};
+
+/// A pod, but for what it says itself.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SeenPod {
+    /// What decisions look at; what the pod says of itself is still to be filled in.
+    pub facts: PodFacts,
+    /// Its uid: a pod of the same name may be another.
+    pub uid: String,
+    /// Where it can be asked, once it runs.
+    pub address: Option<IpAddr>,
+    /// Its ports by name.
+    pub ports: BTreeMap<String, u16>,
+}
+
+/// The fleet that a pod is of.
+pub fn fleet(pod: &Pod) -> Option<Name> {
+    let labels = pod.metadata.labels.as_ref()?;
+    let instance = labels.get(names::INSTANCE)?;
+    Some(Name::new(pod.metadata.namespace.as_deref()?, instance))
+}
+
+/// What is seen of a pod.
+pub fn seen(pod: &Pod) -> SeenPod {
+    let (metadata, status) = (&pod.metadata, pod.status.clone().unwrap_or_default());
+    let label = |key: &str| metadata.labels.as_ref()?.get(key).cloned();
+    let annotation = |key: &str| metadata.annotations.as_ref()?.get(key);
+    let ready = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
+    SeenPod {
+        facts: PodFacts {
+            name: metadata.name.clone().unwrap_or_default(),
+            ready: ready.is_some_and(|ready| ready.status == "True"),
+            ready_changed: ready.and_then(|ready| Some(ready.last_transition_time.as_ref()?.0)),
+            stopped: !status.container_statuses.iter().flatten().any(runs),
+            created: metadata.creation_timestamp.as_ref().map(|time| time.0),
+            template: label("pod-template-hash").unwrap_or_default(),
+            deletion_cost: annotation(orders::DELETION_COST).and_then(|cost| cost.parse().ok()),
+            terminating: metadata.deletion_timestamp.is_some(),
+            ends: metadata.deletion_timestamp.as_ref().map(|time| time.0),
+            trouble: trouble(&status),
+            ..PodFacts::default()
+        },
+        uid: metadata.uid.clone().unwrap_or_default(),
+        address: status.pod_ip.as_ref().and_then(|address| address.parse().ok()),
+        ports: ports(pod),
+    }
+}
+
+fn ports(pod: &Pod) -> BTreeMap<String, u16> {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    ports.filter_map(|port| Some((port.name.clone()?, u16::try_from(port.container_port).ok()?))).collect()
+}
+
+fn runs(container: &ContainerStatus) -> bool {
+    container.state.as_ref().is_some_and(|state| state.running.is_some())
+}
+
+/// Whether a pod has come to its end: it holds nothing and is not counted.
+pub fn ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// Why it does not run: its container's reason, or its scheduler's.
+fn trouble(status: &PodStatus) -> Option<String> {
+    let container = status.container_statuses.iter().flatten().find_map(container_trouble);
+    container.or_else(|| {
+        let unscheduled = |type_: &str, status: &str| type_ == "PodScheduled" && status == "False";
+        let condition = status.conditions.iter().flatten().find(|each| unscheduled(&each.type_, &each.status))?;
+        Some(said(condition.reason.as_deref(), condition.message.as_deref()))
+    })
+}
+
+fn container_trouble(container: &ContainerStatus) -> Option<String> {
+    let waiting = container.state.as_ref()?.waiting.as_ref()?;
+    let reason = waiting.reason.as_deref();
+    if matches!(reason, None | Some("ContainerCreating" | "PodInitializing")) {
+        return None;
+    }
+    // what it said before it ended tells more than that it waits to be started again
+    let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    let ended = last.map(|last| format!("; ended with code {}", last.exit_code)).unwrap_or_default();
+    let message = waiting.message.as_deref().filter(|_| reason != Some("CrashLoopBackOff"));
+    Some(format!("{}{ended}", said(reason, message)))
+}
+
+fn said(reason: Option<&str>, message: Option<&str>) -> String {
+    let parts: Vec<&str> = [reason, message].into_iter().flatten().filter(|part| !part.is_empty()).collect();
+    parts.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(status: &Value) -> SeenPod {
+        let pod = json!({"metadata": {"name": "gw-0", "uid": "u"}, "status": status});
+        seen(&serde_json::from_value(pod).expect("it is a pod"))
+    }
+
+    fn check(status: &Value, trouble: Option<&str>) {
+        assert_eq!(pod(status).facts.trouble.as_deref(), trouble, "{status}");
+    }
+
+    #[test]
+    fn trouble_is_what_the_container_or_the_scheduler_says() {
+        let waits = |reason: &str, message: &str| json!({"containerStatuses": [{"name": "gateway", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": reason, "message": message}}}]});
+        check(&json!({}), None);
+        check(&waits("ContainerCreating", ""), None);
+        check(&waits("ErrImagePull", "no such image"), Some("ErrImagePull: no such image"));
+        let mut crashes = waits("CrashLoopBackOff", "back-off 5m0s restarting failed container=gateway pod=gw-0(…)");
+        check(&crashes, Some("CrashLoopBackOff"));
+        crashes["containerStatuses"][0]["lastState"] = json!({"terminated": {"exitCode": 2}});
+        check(&crashes, Some("CrashLoopBackOff; ended with code 2"));
+        let unscheduled =
+            json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes"});
+        check(&json!({"conditions": [unscheduled]}), Some("Unschedulable: 0/2 nodes"));
+    }
+
+    #[test]
+    fn a_pod_is_ready_and_can_be_asked_when_its_status_says_so() {
+        let running = json!({"podIP": "10.0.0.7", "conditions": [{"type": "Ready", "status": "True"}]});
+        let seen = pod(&running);
+        assert!(seen.facts.ready && !seen.facts.terminating);
+        assert_eq!(seen.address, Some(IpAddr::from([10, 0, 0, 7])));
+        assert!(!pod(&json!({"conditions": [{"type": "Ready", "status": "False"}]})).facts.ready);
+    }
+}

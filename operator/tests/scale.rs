@@ -1,0 +1,182 @@
+//! What many ProtocolGateways cost the operator: time from a cold start until all are reconciled, memory, and writes at rest.
+//!
+//! `GATEWAYS=1000 cluster api -- cargo test --release --package operator --test scale -- --ignored --nocapture`
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use cluster::{Cluster, Story};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+    runtime::{conditions::is_crd_established, wait::await_condition},
+};
+use operator::kinds::GATEWAY;
+use serde_json::{Value, json};
+
+const LISTEN: &str = "127.0.0.1:18089";
+const REST: Duration = Duration::from_secs(60);
+const START_MAX: Duration = Duration::from_secs(30);
+const MEMORY_KIB_MAX: u64 = 100 << 10;
+
+#[tokio::test]
+#[ignore = "takes minutes: see the head of this file"]
+async fn a_thousand_gateways_are_reconciled_in_half_a_minute_and_cost_little() {
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    let count: usize = std::env::var("GATEWAYS").ok().map_or(1000, |count| count.parse().expect("a number"));
+    Cluster::api().await.expect("a cluster").story("scale", async |story: &Story| measure(story, count).await).await;
+}
+
+async fn measure(story: &Story, count: usize) -> anyhow::Result<()> {
+    declare(story, count).await?;
+    let first = Running::start(story)?;
+    let made = first.reconciled(count, Duration::from_mins(10)).await?;
+    // what follows from the writes: the controllers' answers
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    println!(
+        "{count} gateways: all made after {made:?}, {} KiB at most, {} writes",
+        first.memory("VmHWM")?,
+        first.writes()?
+    );
+    first.stop()?;
+    let second = Running::start(story)?;
+    let start = second.reconciled(count, Duration::from_mins(5)).await?;
+    println!(
+        "{count} gateways: cold start {start:?}, {} KiB at most, {} writes",
+        second.memory("VmHWM")?,
+        second.writes()?
+    );
+    let (writes, cpu, log) = (second.writes()?, second.cpu()?, audit(story)?);
+    tokio::time::sleep(REST).await;
+    let (written, cpu) = (second.writes()? - writes, second.cpu()? - cpu);
+    let mut logged = audit(story)?.split_off(log.len());
+    logged.retain(|line| line.contains(&story.namespace));
+    let (memory, high) = (second.memory("VmRSS")?, second.memory("VmHWM")?);
+    println!(
+        "{count} gateways at rest for {REST:?}: {written} writes of objects, {} of all kinds, {cpu:?} of CPU, {memory} KiB",
+        logged.len()
+    );
+    second.stop()?;
+    ensure!(written == 0, "an operator at rest writes nothing but its Lease: {logged:#?}");
+    ensure!(start < START_MAX, "a cold start takes {start:?}");
+    ensure!(high < MEMORY_KIB_MAX, "it takes {high} KiB");
+    Ok(())
+}
+
+async fn declare(story: &Story, count: usize) -> anyhow::Result<()> {
+    let definitions: Api<CustomResourceDefinition> = Api::all(story.client.clone());
+    let (definition, name) = (crds::definition(), "protocolgateways.protocolgateway.io");
+    definitions.patch(name, &PatchParams::apply("test").force(), &Patch::Apply(&definition)).await?;
+    tokio::time::timeout(Duration::from_mins(1), await_condition(definitions, name, is_crd_established())).await??;
+    let api = GATEWAY.api(&story.client, Some(&story.namespace));
+    let declare = |index: usize| {
+        let api = api.clone();
+        async move {
+            let name = format!("gw-{index}");
+            let spec = json!({"upstream": {"iotHub": {"hostName": "hub.azure-devices.net"}}, "replicas": 0});
+            let object =
+                json!({"apiVersion": crds::API_VERSION, "kind": crds::KIND, "metadata": {"name": name}, "spec": spec});
+            api.patch(&name, &PatchParams::apply("user"), &Patch::Apply(object)).await.map(drop)
+        }
+    };
+    stream::iter(0..count).map(declare).buffer_unordered(16).try_collect::<()>().await?;
+    Ok(())
+}
+
+fn audit(story: &Story) -> anyhow::Result<Vec<String>> {
+    let log = story.cluster.audit_log().context("a cluster of the harness has an audit log")?;
+    let written = fs::read_to_string(log)?;
+    let ours = |line: &&str| {
+        serde_json::from_str::<Value>(line)
+            .is_ok_and(|event| !event["userAgent"].as_str().is_some_and(|agent| agent.starts_with("kube-")))
+    };
+    Ok(written.lines().filter(ours).map(str::to_owned).collect())
+}
+
+/// The program, in the test's namespace.
+struct Running {
+    child: Child,
+    begun: Instant,
+}
+
+impl Running {
+    fn start(story: &Story) -> anyhow::Result<Self> {
+        let child = Command::new(env!("CARGO_BIN_EXE_operator"))
+            .env("KUBECONFIG", &story.cluster.kubeconfig)
+            .args(["run", "--gateway-image", "registry.example/gateway:1.0.0", "--pod-name", "operator-0"])
+            .args(["--namespace", &story.namespace, "--watch-namespaces", &story.namespace])
+            .args(["--listen", LISTEN, "--metrics-api-port", "0", "--lease-seconds", "3", "--log-level", "warn"])
+            .stdout(Stdio::inherit())
+            .spawn()?;
+        Ok(Self { child, begun: Instant::now() })
+    }
+
+    /// Time until `count` were reconciled.
+    async fn reconciled(&self, count: usize, limit: Duration) -> anyhow::Result<Duration> {
+        loop {
+            let metrics = metrics().unwrap_or_default();
+            if sum(&metrics, "operator_reconcile_seconds_count{result=\"ok\"}") >= count as f64
+                && sum(&metrics, "operator_queue_depth") == 0.0
+            {
+                return Ok(self.begun.elapsed());
+            }
+            ensure!(self.begun.elapsed() < limit, "not after {limit:?}:\n{metrics}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    fn writes(&self) -> anyhow::Result<u64> {
+        Ok(sum(&metrics()?, "operator_writes_total") as u64)
+    }
+
+    /// KiB.
+    fn memory(&self, field: &str) -> anyhow::Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find(|line| line.starts_with(field)).context("the kernel tells")?;
+        Ok(line.split_whitespace().nth(1).context("a number")?.parse()?)
+    }
+
+    fn cpu(&self) -> anyhow::Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let fields: Vec<&str> = stat.rsplit(')').next().context("fields")?.split_whitespace().collect();
+        let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+        Ok(Duration::from_millis(ticks * 10))
+    }
+
+    fn stop(mut self) -> anyhow::Result<()> {
+        ensure!(Command::new("kill").arg(self.child.id().to_string()).status()?.success());
+        let begun = Instant::now();
+        ensure!(self.child.wait()?.success(), "it ends well");
+        println!("stopped after {:?}", begun.elapsed());
+        Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn metrics() -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect(LISTEN)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn sum(metrics: &str, name: &str) -> f64 {
+    let lines = metrics.lines().filter(|line| line.starts_with(name));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}

@@ -1,0 +1,151 @@
+//! The operator on a cluster: images of this checkout on every node, and the chart.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use anyhow::{Context, bail};
+use xtask::{
+    process::{self, run_quietly},
+    product,
+    step::{say, step},
+};
+
+use crate::Cluster;
+
+/// Namespace of the operator.
+pub const NAMESPACE: &str = "protocol-gateway-system";
+/// Name of the release, and of everything that the chart makes.
+pub const RELEASE: &str = "protocol-gateway-operator";
+
+/// The operator, installed by its chart.
+#[derive(Clone, Debug)]
+pub struct Installed {
+    cluster: Cluster,
+    /// Image by program.
+    pub images: BTreeMap<&'static str, String>,
+}
+
+impl Installed {
+    /// Builds gateway and operator as tests do, brings their images to the nodes and installs the chart, or upgrades what
+    /// an earlier test installed; returns when the operators are ready. Once for each process.
+    ///
+    /// # Errors
+    /// A build that fails, a node that does not take an image; what Helm says, with what the operators' pods say.
+    pub async fn operator(cluster: &Cluster) -> anyhow::Result<Self> {
+        static ONCE: OnceLock<Result<Installed, String>> = OnceLock::new();
+        let cluster = cluster.clone();
+        let installed = move || {
+            let once = || Self::install(&cluster).map_err(|error| format!("{error:#}"));
+            ONCE.get_or_init(once).clone().map_err(anyhow::Error::msg)
+        };
+        tokio::task::spawn_blocking(installed).await?
+    }
+
+    /// As [`Installed::operator`], each time anew.
+    ///
+    /// # Errors
+    /// As [`Installed::operator`].
+    pub fn install(cluster: &Cluster) -> anyhow::Result<Self> {
+        let images = step("bring this checkout's images to the nodes", || bring_images(cluster))?;
+        let installed = Self { cluster: cluster.clone(), images };
+        step("install the operator", || installed.upgrade(&chart(), &[]))?;
+        Ok(installed)
+    }
+
+    /// Installs or upgrades from a chart, with further values as Helm's `--set` takes them; waits until it is ready.
+    ///
+    /// # Errors
+    /// What Helm says, with what the operators' pods say.
+    pub fn upgrade(&self, chart: &Path, values: &[&str]) -> anyhow::Result<()> {
+        let mut helm = self.cluster.helm()?;
+        helm.args(["upgrade", "--install", RELEASE]).arg(chart);
+        helm.args(["--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", "3m"]);
+        // the definition may have been applied by another test before
+        helm.args(["--take-ownership", "--force-conflicts"]);
+        let (operator, gateway) = (split(&self.images["operator"])?, split(&self.images["gateway"])?);
+        for (prefix, (repository, tag)) in [("image", operator), ("gateway.image", gateway)] {
+            helm.args(["--set", &format!("{prefix}.repository={repository},{prefix}.tag={tag}")]);
+        }
+        helm.args(["--set", "image.pullPolicy=Never"]);
+        for value in values {
+            helm.args(["--set", value]);
+        }
+        run_quietly(&mut helm).with_context(|| self.state())
+    }
+
+    /// `helm uninstall`, waiting until what it removes is gone.
+    ///
+    /// # Errors
+    /// What Helm says.
+    pub fn uninstall(&self) -> anyhow::Result<()> {
+        let mut helm = self.cluster.helm()?;
+        run_quietly(helm.args(["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout", "3m"]))
+    }
+
+    /// `helm test`.
+    ///
+    /// # Errors
+    /// What the chart's test says.
+    pub fn test(&self) -> anyhow::Result<()> {
+        let mut helm = self.cluster.helm()?;
+        run_quietly(helm.args(["test", RELEASE, "--namespace", NAMESPACE, "--logs", "--timeout", "3m"]))
+            .with_context(|| self.state())
+    }
+
+    /// `kubectl` in the operator's namespace.
+    ///
+    /// # Errors
+    /// A build that fails.
+    pub fn kubectl(&self) -> anyhow::Result<Command> {
+        let mut command = self.cluster.kubectl()?;
+        command.args(["--namespace", NAMESPACE]);
+        Ok(command)
+    }
+
+    /// Pods, Events and logs of the operator, for people who look for a reason.
+    pub fn state(&self) -> String {
+        let said = |arguments: &[&str]| -> anyhow::Result<String> {
+            let output = self.kubectl()?.args(arguments).output()?;
+            Ok(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+        };
+        let selector = format!("--selector=app.kubernetes.io/instance={RELEASE}");
+        let each: [&[&str]; 3] = [
+            &["get", "pods", "--output=wide"],
+            &["get", "events", "--sort-by=.lastTimestamp"],
+            &["logs", &selector, "--prefix", "--tail=40"],
+        ];
+        let each = each.map(|arguments| said(arguments).unwrap_or_else(|error| format!("{error:#}\n")));
+        format!("in {NAMESPACE} there is:\n{}", each.join("\n"))
+    }
+}
+
+/// The chart of this checkout.
+pub fn chart() -> PathBuf {
+    process::workspace_root().join("charts/protocol-gateway-operator")
+}
+
+/// A full name without its tag, and the tag.
+fn split(image: &str) -> anyhow::Result<(&str, &str)> {
+    image.rsplit_once(':').with_context(|| format!("{image} has no tag"))
+}
+
+/// What a node has already is not brought again: the name of an image says what is in it.
+fn bring_images(cluster: &Cluster) -> anyhow::Result<BTreeMap<&'static str, String>> {
+    if cluster.nodes.is_empty() {
+        bail!("no node of this cluster is known here: stories need the cluster of `cargo xtask up`, or their own");
+    }
+    let mut images = BTreeMap::new();
+    for product in product::for_tests()? {
+        let name = product.image.name.clone();
+        if !cluster.has(&name)? {
+            say(&name);
+            cluster.import(&product.image)?;
+        }
+        images.insert(product.program, name);
+    }
+    Ok(images)
+}
