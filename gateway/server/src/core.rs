@@ -3,7 +3,7 @@
 //! Nothing on the message path leaves the core. From outside come [`Order`]s: take-over, who is connected, new secrets.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, Ref, RefCell},
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
@@ -41,6 +41,10 @@ const READ_BYTES: usize = 128 * 1024;
 /// How long connections may take to say goodbye after the drain deadline.
 const GOODBYE: Duration = Duration::from_secs(2);
 
+/// Certificates checked again at once, some 100 µs each, and the pause behind them: a fifth of the core at most.
+const CHECKS_AT_ONCE: usize = 20;
+const CHECKS_PAUSE: Duration = Duration::from_millis(10);
+
 /// What other threads may ask of a core.
 #[derive(Debug)]
 pub enum Order {
@@ -50,6 +54,10 @@ pub enum Order {
     Connections(ConnectionsQuery, oneshot::Sender<Vec<ConnectionInfo>>),
     /// Use these for the hub's side from now on.
     Secrets(Arc<UpstreamSecrets>),
+    /// Run by these from now on: same listeners, same peer.
+    Settings(Arc<Settings>, Arc<UpstreamSecrets>),
+    /// Some CA is not trusted any more: find out whom it let in.
+    CheckTrust,
 }
 
 /// A filtered, bounded question for connections.
@@ -84,8 +92,7 @@ pub struct ConnectionInfo {
 pub struct Core {
     /// Number of this core.
     pub index: u16,
-    /// What the gateway runs by.
-    pub settings: Arc<Settings>,
+    settings: RefCell<Arc<Settings>>,
     /// Of this core alone.
     pub metrics: Arc<Metrics>,
     /// Of the whole process.
@@ -101,6 +108,8 @@ pub struct Core {
     /// Lent to one connection at a time.
     pub bench: RefCell<Bench>,
     draining: Cell<Option<Millis>>,
+    /// How often somebody ceased to be trusted.
+    trust: Cell<u32>,
     empty: tokio::sync::Notify,
 }
 
@@ -131,6 +140,8 @@ pub struct Entry {
     pub protocol: Protocol,
     /// Who and since when, once its CONNECT was accepted.
     pub device: Option<(DeviceId, UnixSeconds)>,
+    /// It was let in by a certificate that is not trusted any more: it is to go, in pace.
+    pub distrusted: bool,
     /// As of its last turn.
     pub in_flight: InFlight,
 }
@@ -142,6 +153,8 @@ pub struct Signals {
     pub taken_over: bool,
     /// Let what is in flight settle, then close.
     pub drain: bool,
+    /// Another CA is trusted now: see whether the device's certificate still is.
+    pub check_trust: bool,
 }
 
 /// The core's clock. Its zero is the start of the process.
@@ -248,7 +261,7 @@ async fn serve(parts: Parts) {
 
 impl Core {
     fn new(index: u16, shared: Arc<Shared>, secrets: Arc<UpstreamSecrets>) -> Rc<Self> {
-        let settings = Arc::clone(&shared.settings);
+        let settings = shared.settings.load_full();
         let metrics = Arc::clone(&shared.registry.cores[usize::from(index)]);
         let share = CoreShare { core: index, cores: shared.registry.cores.len() as u16 };
         let upstream = Upstream::new(Arc::clone(&settings), secrets, share, Arc::clone(&metrics));
@@ -256,7 +269,7 @@ impl Core {
         let bench = Bench::new(context);
         Rc::new(Self {
             index,
-            settings,
+            settings: RefCell::new(settings),
             metrics,
             clock: Clock::new(shared.start),
             shared,
@@ -265,8 +278,19 @@ impl Core {
             roster: RefCell::default(),
             bench: RefCell::new(bench),
             draining: Cell::new(None),
+            trust: Cell::new(0),
             empty: tokio::sync::Notify::new(),
         })
+    }
+
+    /// What the gateway runs by. Not to be held while others run.
+    pub fn settings(&self) -> Ref<'_, Settings> {
+        Ref::map(self.settings.borrow(), |settings| &**settings)
+    }
+
+    /// Changes when somebody ceases to be trusted.
+    pub fn trust(&self) -> u32 {
+        self.trust.get()
     }
 
     /// Until when connections may settle, if this core drains.
@@ -284,6 +308,7 @@ impl Core {
             address,
             protocol,
             device: None,
+            distrusted: false,
             in_flight: InFlight::default(),
         });
         Place { core: self.index, key: key as u32, serial }
@@ -328,7 +353,7 @@ impl Core {
         }
     }
 
-    fn carry_out(&self, order: Order) {
+    fn carry_out(self: &Rc<Self>, order: Order) {
         match order {
             Order::TakeOver(place) => self.signal(place, |signals| signals.taken_over = true),
             Order::Connections(query, answer) => {
@@ -336,6 +361,33 @@ impl Core {
                 let _gone = answer.send(self.connections(&query));
             }
             Order::Secrets(secrets) => self.upstream.set_secrets(secrets),
+            Order::Settings(settings, secrets) => self.follow(settings, secrets),
+            Order::CheckTrust => {
+                self.trust.set(self.trust.get().wrapping_add(1));
+                tokio::task::spawn_local(Rc::clone(self).check_trust());
+            }
+        }
+    }
+
+    /// Runs by other settings; every connection stays.
+    fn follow(&self, settings: Arc<Settings>, secrets: Arc<UpstreamSecrets>) {
+        let pipeline = Pipeline::new(&settings);
+        self.bench.borrow_mut().context = session::Context::new(Arc::clone(&settings), pipeline);
+        self.upstream.set_settings(Arc::clone(&settings), secrets);
+        self.settings.replace(settings);
+    }
+
+    /// Asks every connection to check its device's certificate again, a few at a time: each costs a signature.
+    async fn check_trust(self: Rc<Self>) {
+        let keys: Vec<usize> = self.roster.borrow().iter().map(|(key, _)| key).collect();
+        for few in keys.chunks(CHECKS_AT_ONCE) {
+            for key in few {
+                if let Some(entry) = self.roster.borrow_mut().get_mut(*key) {
+                    entry.signals.check_trust = true;
+                    entry.waker.iter().for_each(Waker::wake_by_ref);
+                }
+            }
+            tokio::time::sleep(CHECKS_PAUSE).await;
         }
     }
 
@@ -349,7 +401,7 @@ impl Core {
         }
     }
 
-    async fn drain(&self, deadline: Millis, orders: &mut mpsc::Receiver<Order>) {
+    async fn drain(self: &Rc<Self>, deadline: Millis, orders: &mut mpsc::Receiver<Order>) {
         info!(core = self.index, connections = self.roster.borrow().len(), "core drains");
         self.begin_drain(deadline);
         let bound = tokio::time::sleep(deadline.since(self.clock.monotonic()) + GOODBYE);

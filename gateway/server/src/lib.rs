@@ -20,8 +20,10 @@ pub mod presence;
 pub mod wheel;
 
 pub mod admin;
+pub mod config_file;
 pub mod logging;
 pub mod metrics;
 pub mod reload;
 pub mod secrets;
+pub mod standing;
 pub mod summary;

@@ -118,6 +118,7 @@ impl Connection {
     fn tell_end(&mut self, core: &Core, end: End, why: &str) {
         let mut roster = core.roster.borrow_mut();
         let entry = roster.get_mut(self.place.key as usize);
+        let entry = entry.inspect(|entry| core.metrics.distrusted.add(-i64::from(entry.distrusted)));
         let (address, device) = entry.map(|entry| (entry.address, entry.device.take())).unzip();
         let device = device.flatten().map(|(device, _)| device);
         if let Some(device) = &device {

@@ -1,8 +1,11 @@
 //! All cores' [`Metrics`] and those of the process as Prometheus text. Reads only; called by the admin port.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool, atomic::Ordering::Relaxed},
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use prometheus::{
@@ -25,6 +28,8 @@ pub struct Registry {
 #[derive(Debug, Default)]
 pub struct Process {
     secrets: Mutex<BTreeMap<String, SecretState>>,
+    /// Files that were taken, and files that were refused.
+    config_reloads: [AtomicU64; 2],
     /// Stopping or draining: `gateway_draining`.
     pub draining: AtomicBool,
 }
@@ -49,6 +54,18 @@ impl Process {
     pub fn secret_failed(&self, name: &str) {
         let mut secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
         secrets.entry(name.to_owned()).or_default().failed += 1;
+    }
+}
+
+impl Process {
+    /// Forgets every secret but these: nobody names the others any more.
+    pub fn keep_secrets(&self, names: &BTreeSet<String>) {
+        self.secrets.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| names.contains(name));
+    }
+
+    /// The configuration file changed; whether it could be used.
+    pub fn config_reloaded(&self, used: bool) {
+        self.config_reloads[usize::from(!used)].fetch_add(1, Relaxed);
     }
 }
 
@@ -102,6 +119,11 @@ impl Registry {
             "gateway_handshakes",
             "Connections before their CONNECT was decided (TLS, WebSocket, waiting for CONNECT).",
             |core| &core.handshakes,
+        ));
+        out.push(self.gauge(
+            "gateway_distrusted_connections",
+            "Devices connected by a certificate of a CA that is not trusted any more.",
+            |core| &core.distrusted,
         ));
         out.push(self.counters(
             "gateway_connects_total",
@@ -206,6 +228,10 @@ impl Registry {
             let help = "Secrets read, or refused while the last good one stays in force.";
             out.push(family("gateway_secret_loads_total", help, MetricType::COUNTER, loads));
         }
+        let reloads = ["loaded", "failed"].into_iter().zip(&self.process.config_reloads);
+        let reloads = reloads.map(|(result, count)| counter(&[("result", result)], count.load(Relaxed)));
+        let help = "Changes of the configuration file that came into force, or were refused.";
+        out.push(family("gateway_config_reloads_total", help, MetricType::COUNTER, reloads.collect()));
         let draining = f64::from(u8::from(self.process.draining.load(Relaxed)));
         let help = "1 while this process takes no new connections.";
         out.push(family("gateway_draining", help, MetricType::GAUGE, vec![gauge(&[], draining)]));
