@@ -2,8 +2,11 @@
 //!
 //! Names carry their unit; every bound of the program is here.
 
+mod changes;
+
 use std::{net::IpAddr, time::Duration};
 
+pub use self::changes::{Changes, When, table};
 use crate::topic::Template;
 
 /// Everything a gateway process was told.

@@ -72,8 +72,8 @@ fn text(checked: &Checked) -> String {
     serde_yaml::to_string(&checked.config).expect("a configuration is YAML")
 }
 
-/// Hash of what a pod reads at its start alone: all of the configuration. What is in Secrets is read again when it changes.
+/// Hash of what a pod follows only by a restart. It reads its file and its Secrets again when they change.
 pub(super) fn started_with(checked: &Checked) -> String {
-    let hash = digest::digest(&digest::SHA256, text(checked).as_bytes());
+    let hash = digest::digest(&digest::SHA256, checked.settings.restart_text().as_bytes());
     secrets::hex(&hash.as_ref()[..8])
 }
