@@ -5,6 +5,7 @@
 mod admin;
 mod bridge;
 mod refusals;
+mod reload;
 mod support;
 mod takeover;
 mod transports;
