@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Seconds the devices stay; memory is read after the sixth, nine after the last connected.
-const SECONDS: u32 = 8;
+const SECONDS: f64 = 8.1;
 const SETTLED: u64 = 6;
 /// Seconds before the first of them.
 const WARM_UP_S: u32 = 3;
@@ -39,7 +39,7 @@ pub(crate) fn measure(
 
 fn one(place: &Place, workload: Workload, kind: world::Kind) -> anyhow::Result<Sample> {
     let server = place.start(kind, workload.tls)?;
-    let one = load::command(place, workload, 1, &server, 1, 1).output()?;
+    let one = load::command(place, workload, 1, &server, 1, 1.0).output()?;
     ensure!(one.status.success(), "one connection: {}", String::from_utf8_lossy(&one.stderr));
     thread::sleep(Duration::from_secs(1));
     let (before, kernel_before) = (measure::private_kib(server.id())?, Kernel::read()?);

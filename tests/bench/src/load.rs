@@ -76,8 +76,9 @@ pub(crate) fn one_round(
 ) -> anyhow::Result<(Sample, f64)> {
     let before = server.accepted()?;
     let file = place.directory.join("load.json");
-    // one second more: the first line only marks where the sums begin
-    let mut load = command(place, workload, pace.warm_up_s, server, workload.devices(), pace.seconds + 1);
+    // one second more: the first line only marks where the sums begin; and a bit, so that the last is told
+    let seconds = f64::from(pace.seconds) + 1.1;
+    let mut load = command(place, workload, pace.warm_up_s, server, workload.devices(), seconds);
     load.arg("--report").arg(&file);
     let (mut begun, mut ended, mut count) = (None, Cpu::default(), 0);
     each_line(&mut load, |line| {
@@ -118,7 +119,7 @@ pub(crate) fn command(
     warm_up_s: u32,
     server: &Server,
     devices: usize,
-    seconds: u32,
+    seconds: f64,
 ) -> Command {
     let mut command = Command::new(&place.device);
     command.args(["load", "--json", "--address", &server.address.to_string(), "--group-key", GROUP_KEY]);

@@ -39,7 +39,8 @@ fn heading(outcome: &Outcome) -> String {
     let mut out = format!("{} · CPU per {}", outcome.workload, outcome.key.unit());
     let rounds = outcome.servers.first().map_or(0, |server| server.samples.len());
     let discarded = outcome.discarded.len();
-    let _ = write!(out, " · {rounds} rounds, {discarded} discarded");
+    let rounds = if rounds == 1 { "1 round".to_owned() } else { format!("{rounds} rounds") };
+    let _ = write!(out, " · {rounds}, {discarded} discarded");
     if let (Some(after_us), true) = (outcome.late_after_us, outcome.key.is_paced()) {
         let samples = outcome.servers.iter().flat_map(|server| &server.samples);
         let share = samples.map(|sample| sample.late_share).fold(0.0, f64::max) * 100.0;
@@ -56,11 +57,14 @@ fn row(server: &Servers) -> String {
         let middle = each(&|sample| sample.latency.as_ref().map_or(f64::NAN, value)).0;
         if middle.is_nan() { "–".to_owned() } else { format!("{middle:.0}") }
     };
+    // the parts of the median: medians of parts do not add up to it
+    let sum = |value: &dyn Fn(&Sample) -> f64| server.samples.iter().map(value).sum::<f64>();
+    let user_share = sum(&|sample| sample.cpu.user_us) / sum(&|sample| sample.cpu.total_us()).max(f64::MIN_POSITIVE);
     format!(
         "  {:22} {:>7.2} +{:>6.2} ={:>7.2} {:>15} {:>9.0} {:>8} {:>8} {:>8} {:>8}",
         server.name,
-        each(&|sample| sample.cpu.user_us).0,
-        each(&|sample| sample.cpu.system_us).0,
+        cpu * user_share,
+        cpu * (1.0 - user_share),
         cpu,
         format!("({low:.2}–{high:.2})"),
         each(&|sample| sample.count as f64).0,
