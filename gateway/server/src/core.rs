@@ -20,8 +20,8 @@ use gateway_core::{
 };
 use slab::Slab;
 use tokio::{
+    runtime::LocalOptions,
     sync::{mpsc, oneshot},
-    task::LocalSet,
 };
 use tracing::{debug, info};
 
@@ -214,8 +214,9 @@ pub struct Parts {
 
 /// Serves until [`Shared::drain`] says so and everything is closed. Blocks its thread.
 pub fn run(parts: Parts) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, serve(parts));
+    // not a `LocalSet`: that is a scheduler inside a scheduler, paid for at every wake
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    runtime.block_on(serve(parts));
     Ok(())
 }
 
