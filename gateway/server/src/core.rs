@@ -24,8 +24,8 @@ use gateway_core::{
 };
 use slab::Slab;
 use tokio::{
+    runtime::LocalOptions,
     sync::{mpsc, oneshot},
-    task::LocalSet,
 };
 use tracing::{debug, info};
 
@@ -249,8 +249,9 @@ pub struct Parts {
 
 /// Serves until [`Shared::stage`] says so and everything is closed. Blocks its thread.
 pub fn run(parts: Parts) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, serve(parts));
+    // not a `LocalSet`: that is a scheduler inside a scheduler, paid for at every wake
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    runtime.block_on(serve(parts));
     Ok(())
 }
 

@@ -44,7 +44,7 @@ pub struct CoreShare {
     pub cores: u16,
 }
 
-/// The AMQP connections of one core. Cheap to clone; lives on one `current_thread` runtime, inside a `LocalSet`.
+/// The AMQP connections of one core. Cheap to clone; lives on one thread, where tasks can be spawned that stay there.
 #[derive(Clone)]
 pub struct Upstream(Rc<Pool>);
 

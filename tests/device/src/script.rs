@@ -286,13 +286,22 @@ impl Device {
     /// Reads once; 0 is the end.
     fn fill(&mut self) -> io::Result<usize> {
         let mut chunk = [0; 4096];
-        let read = match &mut self.stream {
-            Stream::Plain(socket) => socket.read(&mut chunk)?,
-            Stream::Tls(tls) => tls.read(&mut chunk)?,
-            Stream::WebSocket(ws) => return read_frame(ws, &mut self.buffer),
-        };
-        self.buffer.extend_from_slice(&chunk[..read]);
-        Ok(read)
+        loop {
+            let read = match &mut self.stream {
+                Stream::Plain(socket) => socket.read(&mut chunk),
+                Stream::Tls(tls) => tls.read(&mut chunk),
+                Stream::WebSocket(ws) => return read_frame(ws, &mut self.buffer),
+            };
+            match read {
+                // a socket with a time-out is woken by signals (of a test, a debugger) that have nothing to do with it
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => {
+                    let read = read?;
+                    self.buffer.extend_from_slice(&chunk[..read]);
+                    return Ok(read);
+                }
+            }
+        }
     }
 }
 

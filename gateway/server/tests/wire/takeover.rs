@@ -2,7 +2,10 @@
 
 use std::{net::TcpStream, time::Duration};
 
-use device::script::{Device, Transport};
+use device::{
+    packet::{self, Received},
+    script::{Device, Login, Transport},
+};
 
 use crate::support::{World, login};
 
@@ -51,19 +54,34 @@ fn connections_beyond_the_limit_wait_until_one_leaves() {
     let world = World::without_hub("limits: {connectionsMax: 1}");
     let first = world.connect("d1");
     let mut second = world.open();
-    let mut connect = Vec::new();
-    let second_login = login("d2");
-    device::packet::connect(
-        &mut connect,
-        &second_login.client_id,
-        second_login.user_name.as_deref(),
-        second_login.password.as_deref().map(str::as_bytes),
-        60,
-        true,
-    );
-    second.write(&connect).unwrap();
+    second.write(&connect(&login("d2"))).unwrap();
     second.expect_silence(Duration::from_millis(300)).unwrap();
     world.expect_metric("gateway_limit_reached_total{limit=\"connections\"}", 1);
     first.disconnect().unwrap();
-    assert_eq!(second.expect("CONNACK").unwrap(), device::packet::Received::ConnAck(0, false));
+    assert_eq!(second.expect("CONNACK").unwrap(), Received::ConnAck(0, false));
+}
+
+#[test]
+fn with_handshakes_max_reached_the_next_device_waits_until_one_is_through() {
+    let world = World::without_hub("limits: {handshakesMax: 1}");
+    // silent: its handshake is the one
+    let silent = world.open();
+    world.expect_metric("gateway_handshakes", 1);
+    let mut next = world.open();
+    next.write(&connect(&login("d1"))).unwrap();
+    next.expect_silence(Duration::from_millis(300)).unwrap();
+    world.expect_metric("gateway_limit_reached_total{limit=\"handshakes\"}", 1);
+    world.expect_metric("gateway_connections", 0);
+    drop(silent);
+    assert_eq!(next.expect("CONNACK").unwrap(), Received::ConnAck(0, false));
+    // through: it holds no handshake while it is connected
+    world.connect("d2").ping().unwrap();
+}
+
+/// The CONNECT of `login`.
+fn connect(login: &Login) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let password = login.password.as_deref().map(str::as_bytes);
+    packet::connect(&mut bytes, &login.client_id, login.user_name.as_deref(), password, 60, true);
+    bytes
 }

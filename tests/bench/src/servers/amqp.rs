@@ -3,7 +3,10 @@
 use std::io::{Read, Write};
 
 use anyhow::{Context, bail};
-use fe2o3_amqp_types::performatives::Performative;
+use fe2o3_amqp_types::{
+    definitions::Handle,
+    performatives::{Begin, ChannelMax, MaxFrameSize, Open, Performative},
+};
 use serde::Serialize;
 
 pub(super) const AMQP_HEADER: [u8; 8] = *b"AMQP\x00\x01\x00\x00";
@@ -13,6 +16,39 @@ pub(super) const SASL_HEADER: [u8; 8] = *b"AMQP\x03\x01\x00\x00";
 pub(super) const FLOW: u8 = 0x13;
 pub(super) const TRANSFER: u8 = 0x14;
 pub(super) const DISPOSITION: u8 = 0x15;
+
+/// Transfer frames a session may send before it hears of a new window: never reached in a run.
+pub(super) const WINDOW: u32 = 1 << 30;
+
+/// OPEN without time-outs.
+pub(super) fn open(container: &str, frame_bytes_max: u32, channel_max: u16) -> Open {
+    Open {
+        container_id: container.into(),
+        hostname: None,
+        max_frame_size: MaxFrameSize(frame_bytes_max),
+        channel_max: ChannelMax(channel_max),
+        idle_time_out: None,
+        outgoing_locales: None,
+        incoming_locales: None,
+        offered_capabilities: None,
+        desired_capabilities: None,
+        properties: None,
+    }
+}
+
+/// BEGIN, or the answer to that on `remote_channel`.
+pub(super) fn begin(remote_channel: Option<u16>) -> Begin {
+    Begin {
+        remote_channel,
+        next_outgoing_id: 0,
+        incoming_window: WINDOW,
+        outgoing_window: WINDOW,
+        handle_max: Handle(u32::MAX),
+        offered_capabilities: None,
+        desired_capabilities: None,
+        properties: None,
+    }
+}
 
 /// Appends a frame with a performative that serde encodes.
 pub(super) fn frame(out: &mut Vec<u8>, frame_type: u8, channel: u16, body: &impl Serialize) -> anyhow::Result<()> {

@@ -13,7 +13,7 @@ use anyhow::Context;
 use fe2o3_amqp_types::{
     definitions::{Handle, ReceiverSettleMode, Role, SenderSettleMode},
     messaging::{Source, Target, TargetArchetype},
-    performatives::{Attach, Begin, ChannelMax, MaxFrameSize, Open},
+    performatives::Attach,
 };
 
 use super::{
@@ -116,8 +116,8 @@ impl Upstream {
         let mut socket = TcpStream::connect(address).with_context(|| format!("no sink at {address}"))?;
         socket.set_nodelay(true)?;
         let mut out = amqp::AMQP_HEADER.to_vec();
-        amqp::frame(&mut out, 0, 0, &open())?;
-        amqp::frame(&mut out, 0, 0, &begin())?;
+        amqp::frame(&mut out, 0, 0, &amqp::open("floor", 1 << 20, 0))?;
+        amqp::frame(&mut out, 0, 0, &amqp::begin(None))?;
         amqp::frame(&mut out, 0, 0, &attach(0))?;
         amqp::write_blocking(&mut socket, &out)?;
         let mut header = [0; 8];
@@ -204,34 +204,6 @@ impl Upstream {
             }
         }
         Ok(())
-    }
-}
-
-fn open() -> Open {
-    Open {
-        container_id: "floor".into(),
-        hostname: None,
-        max_frame_size: MaxFrameSize(1 << 20),
-        channel_max: ChannelMax(0),
-        idle_time_out: None,
-        outgoing_locales: None,
-        incoming_locales: None,
-        offered_capabilities: None,
-        desired_capabilities: None,
-        properties: None,
-    }
-}
-
-fn begin() -> Begin {
-    Begin {
-        remote_channel: None,
-        next_outgoing_id: 0,
-        incoming_window: 1 << 30,
-        outgoing_window: 1 << 30,
-        handle_max: Handle(u32::MAX),
-        offered_capabilities: None,
-        desired_capabilities: None,
-        properties: None,
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use fe2o3_amqp_types::{
     definitions::{Handle, Role},
-    performatives::{Attach, Begin, ChannelMax, Close, Detach, End, Flow, MaxFrameSize, Open, Performative},
+    performatives::{Attach, Close, Detach, End, Flow, Performative},
     sasl::{SaslCode, SaslMechanisms, SaslOutcome},
 };
 use serde_amqp::primitives::{Array, Symbol};
@@ -26,8 +26,6 @@ const CONTROL: u64 = 1;
 const FIRST: u64 = 16;
 /// Credit a link holds at most.
 const CREDIT: u32 = 2000;
-/// Transfer frames a session may send before it hears of a new window: never reached in a run.
-const WINDOW: u32 = 1 << 30;
 
 /// Where to listen.
 #[derive(clap::Args)]
@@ -184,11 +182,11 @@ impl Connection {
 
     fn cold(&mut self, channel: u16, body: &[u8]) -> anyhow::Result<()> {
         match amqp::decode(body)? {
-            Performative::Open(_) => amqp::frame(&mut self.out, 0, 0, &open())?,
+            Performative::Open(_) => amqp::frame(&mut self.out, 0, 0, &amqp::open("sink", 64 << 10, 1023))?,
             Performative::Begin(begun) => {
                 let session = Session { next_incoming_id: begun.next_outgoing_id, ..Session::default() };
                 self.sessions.insert(channel, session);
-                amqp::frame(&mut self.out, 0, channel, &begin(channel))?;
+                amqp::frame(&mut self.out, 0, channel, &amqp::begin(Some(channel)))?;
             }
             Performative::Attach(attach) => self.attach(channel, attach)?,
             Performative::Detach(detach) => {
@@ -265,40 +263,12 @@ impl Connection {
     }
 }
 
-fn open() -> Open {
-    Open {
-        container_id: "sink".into(),
-        hostname: None,
-        max_frame_size: MaxFrameSize(64 << 10),
-        channel_max: ChannelMax(1023),
-        idle_time_out: None,
-        outgoing_locales: None,
-        incoming_locales: None,
-        offered_capabilities: None,
-        desired_capabilities: None,
-        properties: None,
-    }
-}
-
-fn begin(channel: u16) -> Begin {
-    Begin {
-        remote_channel: Some(channel),
-        next_outgoing_id: 0,
-        incoming_window: WINDOW,
-        outgoing_window: WINDOW,
-        handle_max: Handle(u32::MAX),
-        offered_capabilities: None,
-        desired_capabilities: None,
-        properties: None,
-    }
-}
-
 fn flow(session: &Session, handle: u32, received: u32) -> Flow {
     Flow {
         next_incoming_id: Some(session.next_incoming_id),
-        incoming_window: WINDOW,
+        incoming_window: amqp::WINDOW,
         next_outgoing_id: 0,
-        outgoing_window: WINDOW,
+        outgoing_window: amqp::WINDOW,
         handle: Some(Handle(handle)),
         delivery_count: Some(received),
         link_credit: Some(CREDIT),
