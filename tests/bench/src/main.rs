@@ -2,7 +2,13 @@
 //!
 //! The servers it measures against (floor, null, sink) are programs of their own, started from the same binary.
 
+mod figures;
+mod idle;
+mod load;
+mod machine;
 mod measure;
+mod progress;
+mod rounds;
 mod run;
 mod servers;
 mod table;

@@ -1,4 +1,4 @@
-//! What a process used, read from procfs.
+//! What a process and the kernel used, read from procfs.
 
 use std::fs;
 
@@ -43,11 +43,38 @@ impl Cpu {
 pub(crate) fn private_kib(id: u32) -> anyhow::Result<f64> {
     let path = format!("/proc/{id}/smaps_rollup");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let field = |name: &str| -> anyhow::Result<f64> {
-        let line = text.lines().find(|line| line.starts_with(name)).with_context(|| format!("{path} has no {name}"))?;
-        Ok(line.split_whitespace().nth(1).context("no number")?.parse()?)
-    };
+    let field = |name| number(&text, name, 1).with_context(|| format!("{path} has no {name}"));
     Ok(field("Private_Clean:")? + field("Private_Dirty:")?)
+}
+
+/// Memory of the kernel that connections cost, of the whole machine.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kernel {
+    pub(crate) slab_kib: f64,
+    pub(crate) tcp_kib: f64,
+}
+
+impl Kernel {
+    pub(crate) fn read() -> anyhow::Result<Self> {
+        let meminfo = fs::read_to_string("/proc/meminfo").context("cannot read meminfo")?;
+        let sockstat = fs::read_to_string("/proc/net/sockstat").context("cannot read sockstat")?;
+        let tcp_pages = tcp_pages(&sockstat).context("sockstat has no TCP mem")?;
+        Ok(Self {
+            slab_kib: number(&meminfo, "Slab:", 1).context("meminfo has no Slab")?,
+            tcp_kib: tcp_pages * rustix::param::page_size() as f64 / 1024.0,
+        })
+    }
+}
+
+/// The last number of the line `TCP: inuse 5 orphan 0 tw 2 alloc 7 mem 1`.
+fn tcp_pages(sockstat: &str) -> Option<f64> {
+    let line = sockstat.lines().find(|line| line.starts_with("TCP:"))?;
+    line.split_once(" mem ")?.1.split_whitespace().next()?.parse().ok()
+}
+
+/// Word `n` of the line that begins with `name`.
+fn number(text: &str, name: &str, n: usize) -> Option<f64> {
+    text.lines().find(|line| line.starts_with(name))?.split_whitespace().nth(n)?.parse().ok()
 }
 
 /// The median and the range of `values`.
@@ -70,6 +97,13 @@ mod tests {
     #[test]
     fn the_median_of_an_even_number_lies_between_the_middle_two() {
         assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), (2.5, 1.0, 4.0));
+    }
+
+    #[test]
+    fn tcp_memory_is_counted_in_pages() {
+        let text = "sockets: used 290\nTCP: inuse 5 orphan 0 tw 2 alloc 7 mem 12\nUDP: inuse 1 mem 3\n";
+        assert_eq!(tcp_pages(text), Some(12.0));
+        assert!(Kernel::read().unwrap().slab_kib > 100.0);
     }
 
     #[test]

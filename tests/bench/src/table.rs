@@ -1,74 +1,166 @@
-//! Results for people (a table with ratios) and for programs (JSON).
+//! Results for people: a table a workload, and the gateway's ratio to each server, formed round by round.
 
-use std::{fs, path::Path};
-
-use serde::Serialize;
+use std::fmt::Write as _;
 
 use crate::{
+    figures::{Outcome, Sample, Servers},
     measure::median,
-    run::{Result, Sample},
+    workload::Goals,
 };
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Document<'a> {
-    commit: &'a str,
-    kernel: String,
-    cpus: usize,
-    open_files: String,
-    results: &'a [Result],
+/// Prints one workload.
+pub(crate) fn print(outcome: &Outcome) {
+    println!("\n{}", text(outcome));
 }
 
-/// Prints the rows of one workload: each server, its figures, and the gateway's ratio to it.
-pub(crate) fn print(result: &Result) {
-    println!(
-        "{:14} {:24} {:>26} {:>8} {:>8} {:>9} {:>9}  gateway ÷ this (range)",
-        result.workload, "server", "µs/msg (user + system)", "KiB/dev", "count", "p50 µs", "p99 µs"
-    );
-    let gateway = &result.servers[0].1;
-    for (name, samples) in &result.servers {
-        let middle = |value: &dyn Fn(&Sample) -> f64| median(&samples.iter().map(value).collect::<Vec<_>>()).0;
-        let kib = middle(&|sample| sample.kib_per_device.unwrap_or(f64::NAN));
-        println!(
-            "{:14} {name:24} {:>10.2} ({:>5.2} + {:>5.2}) {:>8} {:>8.0} {:>9.0} {:>9.0}  {}",
-            "",
-            middle(&|sample| sample.cpu.total_us()),
-            middle(&|sample| sample.cpu.user_us),
-            middle(&|sample| sample.cpu.system_us),
-            if kib.is_nan() { "–".to_owned() } else { format!("{kib:.2}") },
-            middle(&|sample| sample.count as f64),
-            middle(&|sample| sample.p50_us),
-            middle(&|sample| sample.p99_us),
-            ratio(gateway, samples),
-        );
+fn text(outcome: &Outcome) -> String {
+    let goals = outcome.key.goals();
+    let mut out = heading(outcome);
+    out.push_str(&format!(
+        "\n  {:22} {:>24} {:>15} {:>9} {:>8} {:>8} {:>8} {:>8}",
+        "server", "user + system = CPU µs", "(range)", "count", "p50 µs", "p99 µs", "p99.9", "max"
+    ));
+    for server in outcome.servers.iter().filter(|server| !server.samples.is_empty()) {
+        out.push('\n');
+        out.push_str(&row(server));
     }
-    for missing in &result.missing {
-        println!("{:14} {missing}", "");
+    for line in memory(outcome, goals).into_iter().chain(ratios(outcome, goals)) {
+        out.push_str("\n  ");
+        out.push_str(&line);
     }
+    let notes = outcome.peers.iter().chain(&outcome.missing);
+    notes.for_each(|note| out.push_str(&format!("\n  {note}")));
+    outcome.problems.iter().for_each(|problem| out.push_str(&format!("\n  FAILED: {problem}")));
+    out
 }
 
-/// The gateway's cost over this server's, round by round: CPU, or memory where that was measured.
-fn ratio(gateway: &[Sample], other: &[Sample]) -> String {
-    let cost = |sample: &Sample| sample.kib_per_device.unwrap_or_else(|| sample.cpu.total_us());
-    let ratios: Vec<f64> = gateway.iter().zip(other).map(|(a, b)| cost(a) / cost(b)).collect();
-    let (middle, low, high) = median(&ratios);
-    format!("{middle:.2} ({low:.2}–{high:.2})")
+/// What is counted, and how good the rounds were.
+fn heading(outcome: &Outcome) -> String {
+    let mut out = format!("{} · CPU per {}", outcome.workload, outcome.key.unit());
+    let rounds = outcome.servers.first().map_or(0, |server| server.samples.len());
+    let discarded = outcome.discarded.len();
+    let rounds = if rounds == 1 { "1 round".to_owned() } else { format!("{rounds} rounds") };
+    let _ = write!(out, " · {rounds}, {discarded} discarded");
+    if let (Some(after_us), true) = (outcome.late_after_us, outcome.key.is_paced()) {
+        let samples = outcome.servers.iter().flat_map(|server| &server.samples);
+        let share = samples.map(|sample| sample.late_share).fold(0.0, f64::max) * 100.0;
+        let _ =
+            write!(out, " · late at most {share:.2} % (a send that begins {:.1} ms after it was due)", after_us / 1e3);
+    }
+    out
 }
 
-/// Writes all results with what a reader needs to judge them.
-pub(crate) fn write(path: &Path, commit: &str, results: &[Result]) -> anyhow::Result<()> {
-    let first_line =
-        |path: &str| fs::read_to_string(path).unwrap_or_default().lines().next().unwrap_or_default().to_owned();
-    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let open_files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap_or_default().to_owned();
-    let document = Document {
-        commit,
-        kernel: first_line("/proc/sys/kernel/osrelease"),
-        cpus: std::thread::available_parallelism().map_or(0, usize::from),
-        open_files,
-        results,
+fn row(server: &Servers) -> String {
+    let each = |value: &dyn Fn(&Sample) -> f64| median(&server.samples.iter().map(value).collect::<Vec<_>>());
+    let (cpu, low, high) = each(&|sample| sample.cpu.total_us());
+    let latency = |value: &dyn Fn(&crate::figures::Latency) -> f64| {
+        let middle = each(&|sample| sample.latency.as_ref().map_or(f64::NAN, value)).0;
+        if middle.is_nan() { "–".to_owned() } else { format!("{middle:.0}") }
     };
-    fs::write(path, serde_json::to_vec_pretty(&document)?)?;
-    println!("written to {}", path.display());
-    Ok(())
+    // the parts of the median: medians of parts do not add up to it
+    let sum = |value: &dyn Fn(&Sample) -> f64| server.samples.iter().map(value).sum::<f64>();
+    let user_share = sum(&|sample| sample.cpu.user_us) / sum(&|sample| sample.cpu.total_us()).max(f64::MIN_POSITIVE);
+    format!(
+        "  {:22} {:>7.2} +{:>6.2} ={:>7.2} {:>15} {:>9.0} {:>8} {:>8} {:>8} {:>8}",
+        server.name,
+        cpu * user_share,
+        cpu * (1.0 - user_share),
+        cpu,
+        format!("({low:.2}–{high:.2})"),
+        each(&|sample| sample.count as f64).0,
+        latency(&|latency| latency.p50_us),
+        latency(&|latency| latency.p99_us),
+        latency(&|latency| latency.p999_us),
+        latency(&|latency| latency.max_us),
+    )
+}
+
+/// Memory of each server, where it was measured; the gateway's beside its goal.
+fn memory(outcome: &Outcome, goals: Goals) -> Vec<String> {
+    let servers = outcome.servers.iter().enumerate();
+    let measured = servers.filter_map(|(n, server)| Some((n, server.name, server.samples.first()?.memory?)));
+    let line = |(n, name, memory): (usize, &str, crate::figures::Memory)| {
+        let goal = if n == 0 { judged(memory.private_kib, goals.private_kib, " KiB") } else { String::new() };
+        format!(
+            "{name}: {:.2} KiB private a device{goal}; in the kernel, both ends: Slab {:.2}, TCP {:.2} KiB",
+            memory.private_kib, memory.slab_kib, memory.tcp_kib
+        )
+    };
+    measured.map(line).collect()
+}
+
+/// The gateway's figures over those of each other server; the goals are against the first of them.
+fn ratios(outcome: &Outcome, goals: Goals) -> Vec<String> {
+    let [gateway, others @ ..] = outcome.servers.as_slice() else { return Vec::new() };
+    let measured = others.iter().enumerate().filter(|(_, other)| !other.samples.is_empty());
+    let line = |(n, other): (usize, &Servers)| {
+        let goals = if n == 0 { goals } else { Goals::default() };
+        let p50 = |sample: &Sample| sample.latency.map(|latency| latency.p50_us);
+        let p99 = |sample: &Sample| sample.latency.map(|latency| latency.p99_us);
+        let cpu = |sample: &Sample| Some(sample.cpu.total_us()).filter(|_| sample.memory.is_none());
+        let kib = |sample: &Sample| sample.memory.map(|memory| memory.private_kib);
+        let figures: [(&str, &dyn Fn(&Sample) -> Option<f64>, Option<f64>); 4] =
+            [("CPU", &cpu, goals.cpu), ("p50", &p50, goals.p50), ("p99", &p99, goals.p99), ("memory", &kib, None)];
+        let shown = figures.into_iter().filter_map(|(name, value, goal)| {
+            let (middle, low, high) = ratio(&gateway.samples, &other.samples, value)?;
+            Some(format!("{name} {middle:.2} ({low:.2}–{high:.2}){}", judged(middle, goal, "")))
+        });
+        format!("gateway ÷ {}: {}", other.name, shown.collect::<Vec<_>>().join(" · "))
+    };
+    measured.map(line).collect()
+}
+
+/// `, goal ≤ 1.25: met`.
+fn judged(value: f64, goal: Option<f64>, unit: &str) -> String {
+    goal.map_or_else(String::new, |goal| {
+        format!(", goal ≤ {goal}{unit}: {}", if value <= goal { "met" } else { "MISSED" })
+    })
+}
+
+/// Median and range of one server's figure over the other's, round by round; `None` if it was not measured.
+fn ratio(one: &[Sample], other: &[Sample], value: &dyn Fn(&Sample) -> Option<f64>) -> Option<(f64, f64, f64)> {
+    let ratios = one.iter().zip(other).map(|(one, other)| Some(value(one)? / value(other)?));
+    let ratios = ratios.collect::<Option<Vec<_>>>()?;
+    (!ratios.is_empty()).then(|| median(&ratios))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{figures::Latency, measure::Cpu, workload::Workload};
+
+    fn sample(cpu_us: f64, p50_us: f64) -> Sample {
+        Sample {
+            cpu: Cpu { user_us: cpu_us / 4.0, system_us: cpu_us * 0.75 },
+            count: 1000,
+            latency: Some(Latency { p50_us, p99_us: 3.0 * p50_us, p999_us: 0.0, max_us: 0.0 }),
+            memory: None,
+            late_share: 0.003,
+        }
+    }
+
+    fn l1k(gateway: Vec<Sample>, floor: Vec<Sample>) -> Outcome {
+        let workload = Workload::named(&["L1k-tls".to_owned()]).unwrap()[0];
+        let servers = vec![Servers { name: "gateway", samples: gateway }, Servers { name: "floor", samples: floor }];
+        Outcome { servers, late_after_us: Some(1000.0), ..Outcome::new(workload) }
+    }
+
+    #[test]
+    fn ratios_are_formed_within_each_round_before_the_median() {
+        let gateway = vec![sample(10.0, 100.0), sample(30.0, 100.0), sample(20.0, 100.0)];
+        let floor = vec![sample(10.0, 90.0), sample(20.0, 90.0), sample(10.0, 90.0)];
+        let text = text(&l1k(gateway, floor));
+        assert!(text.contains("gateway ÷ floor: CPU 1.50 (1.00–2.00), goal ≤ 1.25: MISSED"), "{text}");
+        assert!(text.contains("p50 1.11 (1.11–1.11), goal ≤ 1.25: met"), "{text}");
+        assert!(text.contains("late at most 0.30 % (a send that begins 1.0 ms after it was due)"), "{text}");
+    }
+
+    #[test]
+    fn a_workload_that_failed_says_so_and_divides_nothing() {
+        let mut outcome = l1k(Vec::new(), Vec::new());
+        outcome.problems.push("LOSS: 2 messages".to_owned());
+        let text = text(&outcome);
+        assert!(text.contains("FAILED: LOSS: 2 messages"), "{text}");
+        assert!(!text.contains('÷'), "{text}");
+    }
 }

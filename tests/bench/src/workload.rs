@@ -22,6 +22,15 @@ pub(crate) enum Kind {
     Connect,
 }
 
+/// Upper bounds: ratios to the floor (or null server), and KiB a device; `None` where there is no goal.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Goals {
+    pub(crate) cpu: Option<f64>,
+    pub(crate) p50: Option<f64>,
+    pub(crate) p99: Option<f64>,
+    pub(crate) private_kib: Option<f64>,
+}
+
 impl Workload {
     /// All of them, in the order of the table.
     pub(crate) fn all() -> Vec<Self> {
@@ -51,6 +60,34 @@ impl Workload {
             chosen.extend(found);
         }
         Ok(chosen)
+    }
+
+    /// What its CPU time is divided by.
+    pub(crate) fn unit(self) -> &'static str {
+        match self.kind {
+            Kind::Window(_) | Kind::Load(_) => "acknowledged message",
+            Kind::Idle(_) => "second",
+            Kind::Connect => "connection",
+        }
+    }
+
+    /// Whether sends have a time at which they are due.
+    pub(crate) fn is_paced(self) -> bool {
+        matches!(self.kind, Kind::Load(_))
+    }
+
+    /// What the gateway shall reach.
+    pub(crate) fn goals(self) -> Goals {
+        let cpu = |ratio| Goals { cpu: Some(ratio), ..Goals::default() };
+        match (self.kind, self.tls) {
+            (Kind::Window(1), _) => cpu(1.25),
+            (Kind::Window(_), _) => cpu(2.0),
+            (Kind::Load(_), _) => Goals { p50: Some(1.25), p99: Some(1.5), ..cpu(1.25) },
+            (Kind::Idle(_), false) => Goals { private_kib: Some(3.0), ..Goals::default() },
+            (Kind::Idle(_), true) => Goals { private_kib: Some(6.0), ..Goals::default() },
+            (Kind::Connect, false) => cpu(1.5),
+            (Kind::Connect, true) => cpu(1.1),
+        }
     }
 
     /// Devices in it.

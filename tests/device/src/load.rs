@@ -9,7 +9,7 @@ mod schedule;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-pub use reactor::{Outcome, Sequences, run};
+pub use reactor::{LATE, Outcome, Sequences, run};
 pub use report::{Phase, Report, Second};
 
 /// What the devices do.

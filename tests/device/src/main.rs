@@ -123,6 +123,8 @@ struct Final {
     seconds: f64,
     connected: usize,
     late_share: f64,
+    /// What makes a send late.
+    late_after_us: f64,
     total: Second,
     devices: Vec<load::Sequences>,
 }
@@ -139,8 +141,14 @@ fn run(load: &Load) -> anyhow::Result<()> {
     let total = outcome.total.line(Phase::Total, outcome.seconds, outcome.connected);
     print(load, &total);
     let late_share = outcome.total.late as f64 / outcome.total.sent.max(1) as f64;
-    let report =
-        Final { seconds: outcome.seconds, connected: outcome.connected, late_share, total, devices: outcome.devices };
+    let report = Final {
+        seconds: outcome.seconds,
+        connected: outcome.connected,
+        late_share,
+        late_after_us: load::LATE.as_secs_f64() * 1e6,
+        total,
+        devices: outcome.devices,
+    };
     if let Some(path) = &load.report {
         std::fs::write(path, serde_json::to_vec(&report)?)
             .with_context(|| format!("cannot write {}", path.display()))?;

@@ -14,7 +14,7 @@ pub(crate) struct Arguments {
     /// Workloads (W1 W8 L1k IDLE-1000 IDLE-10000 CONNECT, each with -tls or both); all without one
     #[arg(value_name = "NAME")]
     names: Vec<String>,
-    /// Three rounds of three seconds: to see that it runs, not to compare
+    /// Three rounds of three seconds, late ones kept: to see that it runs, not to compare
     #[arg(long)]
     quick: bool,
     /// Also the second floor, the null server and the peers that are installed
@@ -29,12 +29,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         step("build gateway, devices and floors (release)", || local::build(programs, Profile::Release))?;
     let directory = process::workspace_root().join("target/bench");
     fs::create_dir_all(&directory)?;
-    let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
-    let commit = commit.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
     let mut command = Command::new(bench);
     command.arg("run").args(&arguments.names);
     command.arg("--gateway").arg(gateway).arg("--device").arg(device).arg("--directory").arg(directory);
-    command.args(["--commit", if commit.is_empty() { "unknown" } else { &commit }]);
+    command.args(["--commit", &told("git", &["describe", "--always", "--dirty", "--exclude", "*"])]);
+    command.args(["--rustc", &told("rustc", &["--version"])]);
     if arguments.quick {
         command.arg("--quick");
     }
@@ -42,4 +41,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         command.arg("--peers");
     }
     process::run(&mut command)
+}
+
+/// What a program says, `unknown` if it cannot be asked.
+fn told(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().ok().filter(|output| output.status.success());
+    output.map_or_else(|| "unknown".to_owned(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

@@ -11,7 +11,7 @@ pub struct Report {
     pub acknowledged: u64,
     /// PUBLISHes written again after a reconnect.
     pub resent: u64,
-    /// Sends that this process made more than a millisecond late by its own fault.
+    /// Sends that this process began more than [`LATE`](super::LATE) after they were due.
     pub late: u64,
     /// Devices whose CONNACK 0 came.
     pub connects: u64,
