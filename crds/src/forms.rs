@@ -201,7 +201,7 @@ mod tests {
     use crate::ProtocolGatewaySpec;
 
     /// Where this table says more than a gateway does: a cluster needs to know ports, and packets are bounded by messages.
-    const MORE: [&str; 3] = ["listeners[].port", "admin.port", "limits.packetBytesMax"];
+    const MORE: [&str; 4] = ["listeners[].port", "admin.port", "admin.healthPort", "limits.packetBytesMax"];
 
     fn gateway_half() -> impl Iterator<Item = &'static Field> {
         let half = ["authentication", "upstream", "topics", "limits", "admin"];

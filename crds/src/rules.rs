@@ -200,6 +200,19 @@ pub(crate) fn admin_port_is_free() -> Rule {
     )
 }
 
+pub(crate) fn health_port_is_free() -> Rule {
+    let health = or("admin.healthPort", "8081");
+    rule(
+        format!(
+            "{health} != {admin} && (has(self.listeners) ? self.listeners.all(l, {} != {health}) : {health} != 8883)",
+            port("l"),
+            admin = or("admin.port", "9090")
+        ),
+        ".admin",
+        "admin.healthPort (default on a cluster 8081) is admin.port or the port of a listener: choose another",
+    )
+}
+
 pub(crate) fn scaling_range() -> Rule {
     rule("self.minReplicas <= self.maxReplicas", "", "minReplicas must not be above maxReplicas")
 }

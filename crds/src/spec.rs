@@ -80,6 +80,7 @@ use crate::{
     validation = rules::listener_ports_are_unique(),
     validation = rules::listeners_can_be_reached(),
     validation = rules::admin_port_is_free(),
+    validation = rules::health_port_is_free(),
     validation = rules::scaling_fits_limits(),
     validation = rules::pod_drains_in_time(),
     validation = rules::keep_alive_outruns_balancer(),
@@ -97,11 +98,12 @@ pub struct ProtocolGatewaySpec {
     /// Which MQTT topics are telemetry. Default: those of IoT Hub.
     #[serde(default, skip_serializing_if = "is_default")]
     pub topics: Topics,
-    /// Bounds towards devices, for each pod.
+    /// Bounds towards devices, for each pod. On a cluster the operator decides drainPerSecond and drainTimeout, by
+    /// reconnects.
     #[serde(default, skip_serializing_if = "is_default")]
     pub limits: Limits,
-    /// Port of health, metrics and drain orders in each pod. On a cluster the operator decides its address and its
-    /// certificates; only the port is taken from here.
+    /// Ports of metrics and drain orders, and of health (default on a cluster: 8081), in each pod. On a cluster the operator
+    /// decides their address and certificates; only the ports are taken from here.
     #[serde(default, skip_serializing_if = "is_default")]
     pub admin: config::Admin,
 

@@ -80,6 +80,29 @@ fn the_same_is_said_twice_and_a_status_that_was_written_stays() {
     }
 }
 
+#[test]
+fn pods_are_replaced_only_for_what_a_running_gateway_cannot_follow() {
+    let case = cases().remove(0);
+    let installation = Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned() };
+    let templates = |change: fn(&mut ProtocolGateway)| {
+        let (mut gateway, observed, _) = decide(&case);
+        change(&mut gateway);
+        let desired = desired::desired(&gateway, &observed, &installation).expect("the spec is right");
+        let of_kind = |kind: &str, path: &str| {
+            let objects = desired.objects.iter().map(|object| json!(object));
+            objects.filter(|object| object["kind"] == kind).map(|object| object.pointer(path).cloned()).next().flatten()
+        };
+        (of_kind("ConfigMap", "/data").expect("there is one"), of_kind("Deployment", "/spec/template"))
+    };
+    let before = templates(|_| {});
+    let followed = templates(|gateway| gateway.spec.limits.connects_per_second = Some(77));
+    assert!(before.0 != followed.0 && before.1 == followed.1);
+    let restarted = templates(|gateway| {
+        gateway.spec.upstream.iot_hub.as_mut().expect("it has a hub").host_name = "other.example".to_owned();
+    });
+    assert!(before.0 != restarted.0 && before.1 != restarted.1);
+}
+
 /// What every pod of every case must be, whatever the spec says.
 #[test]
 fn no_pod_has_rights_that_it_does_not_need() {

@@ -66,8 +66,8 @@ const fn amqp_address(path: &'static str) -> Field {
     )
 }
 
-const PORT_NAME: &str =
-    "use 1 to 15 lower-case letters, digits and '-', with a letter, and no '-' at either end or twice in a row";
+const PORT_NAME: &str = "use 1 to 15 lower-case letters, digits and '-', with a letter, no '-' at either end or twice in a row, \
+     and not admin or health";
 
 /// Every field that not any value of its type may stand in.
 pub(super) const FIELDS: &[Field] = &[
@@ -75,7 +75,8 @@ pub(super) const FIELDS: &[Field] = &[
     text(
         "listeners[].name",
         (1, 15),
-        "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && self.matches('[a-z]') && !self.contains('--')",
+        "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && self.matches('[a-z]') && !self.contains('--') && \
+         !(self in ['admin', 'health'])",
         PORT_NAME,
     ),
     plain("listeners[].address", 1, 45),
@@ -134,9 +135,12 @@ pub(super) const FIELDS: &[Field] = &[
     time("limits.clockSkewMax", "0s", "1h", "5m"),
     size("limits.outputBytesMax", "4KiB", "16MiB", "256KiB"),
     time("limits.writeTimeout", "100ms", "10m", "30s"),
+    number("limits.drainPerSecond", 1, 100_000, "10"),
+    time("limits.drainTimeout", "0s", "24h", "30s"),
     time("limits.shutdownTimeout", "0s", "1h", "25s"),
     ip("admin.address"),
     number("admin.port", 1, 65_535, ""),
+    number("admin.healthPort", 1, 65_535, ""),
     secret("admin.tls.secretName"),
     secret("admin.tls.clientCASecretName"),
     number("replicas", 0, 1000, ""),

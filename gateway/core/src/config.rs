@@ -167,6 +167,7 @@ impl GatewayConfig {
             let problem = format!("{port} is the port of listener {}", listener.name);
             errors.add("admin.port", problem, "choose another port");
         }
+        let health_port = self.health_port(listeners, port, errors);
         if !address.is_loopback() && self.admin.tls.is_none() {
             errors.add_across(
                 "admin.address",
@@ -183,7 +184,21 @@ impl GatewayConfig {
             secret_name: tls.secret_name.clone(),
             client_ca_secret_name: tls.client_ca_secret_name.clone(),
         });
-        settings::Admin { address, port, tls }
+        settings::Admin { address, port, health_port, tls }
+    }
+
+    fn health_port(&self, listeners: &[settings::Listener], admin_port: u16, errors: &mut Errors) -> Option<u16> {
+        let given = self.admin.health_port?;
+        let port = errors.number("admin.healthPort", Some(given), 0, 0, 65_535) as u16;
+        let listener = listeners.iter().find(|listener| port != 0 && listener.port == port);
+        if let Some(listener) = listener {
+            let problem = format!("{port} is the port of listener {}", listener.name);
+            errors.add("admin.healthPort", problem, "choose another port");
+        } else if port != 0 && port == admin_port {
+            let problem = format!("{port} is admin.port, too");
+            errors.add_across("admin.healthPort", &["admin.port"], problem, "choose another port");
+        }
+        Some(port)
     }
 }
 

@@ -2,8 +2,11 @@
 //!
 //! Names carry their unit; every bound of the program is here.
 
+mod changes;
+
 use std::{net::IpAddr, time::Duration};
 
+pub use self::changes::{Changes, When, table};
 use crate::topic::Template;
 
 /// Everything a gateway process was told.
@@ -290,7 +293,11 @@ pub struct Limits {
     pub output_bytes_max: usize,
     /// How long a device may leave our bytes unread.
     pub write_timeout: Duration,
-    /// From SIGTERM to the end.
+    /// Connections let go per second after SIGTERM, where nobody orders another pace.
+    pub drain_per_second: u32,
+    /// From SIGTERM until the last device is let go.
+    pub drain_timeout: Duration,
+    /// From the last device let go until everything under way is settled.
     pub shutdown_timeout: Duration,
 }
 
@@ -301,6 +308,8 @@ pub struct Admin {
     pub address: IpAddr,
     /// TCP port; 0 lets the system choose.
     pub port: u16,
+    /// TCP port on the same address for `/healthz` and `/readyz` without TLS; 0 lets the system choose.
+    pub health_port: Option<u16>,
     /// Directories of the serving pair and of the client CA: mutual TLS.
     pub tls: Option<AdminTls>,
 }

@@ -305,6 +305,9 @@ fn every_limit_towards_devices_has_a_range() {
         "outputBytesMax: 1GiB",
         "writeTimeout: 0s",
         "writeTimeout: 10",
+        "drainPerSecond: 0",
+        "drainPerSecond: 100001",
+        "drainTimeout: 25h",
         "shutdownTimeout: 2h",
     ] {
         let name = field.split(':').next().expect("a name");
@@ -342,21 +345,22 @@ fn limits_take_effect() {
     let limits = settings(&with(
         "limits: {connectionsMax: 10, connectsPerSecond: 5, handshakesMax: 2, packetBytesMax: 4KiB, messageBytesMax: 2048, \
          propertiesMax: 7, inflightMax: 3, handshakeTimeout: 1s, keepAliveMax: 1m, tokenExpiryGrace: 0s, clockSkewMax: 0s, \
-         outputBytesMax: 8KiB, writeTimeout: 2s, shutdownTimeout: 3s}",
+         outputBytesMax: 8KiB, writeTimeout: 2s, drainPerSecond: 9, drainTimeout: 4s, shutdownTimeout: 3s}",
     ))
     .limits;
     assert_eq!((limits.connections_max, limits.connects_per_second, limits.handshakes_max), (10, 5, 2));
     assert_eq!((limits.packet_bytes_max, limits.message_bytes_max, limits.output_bytes_max), (4096, 2048, 8192));
-    assert_eq!((limits.properties_max, limits.inflight_max), (7, 3));
+    assert_eq!((limits.properties_max, limits.inflight_max, limits.drain_per_second), (7, 3, 9));
     let times = [
         limits.handshake_timeout,
         limits.keep_alive_max,
         limits.token_expiry_grace,
         limits.clock_skew_max,
         limits.write_timeout,
+        limits.drain_timeout,
         limits.shutdown_timeout,
     ];
-    assert_eq!(times.map(|time| time.as_secs()), [1, 60, 0, 0, 2, 3]);
+    assert_eq!(times.map(|time| time.as_secs()), [1, 60, 0, 0, 2, 4, 3]);
 }
 
 #[test]
@@ -370,6 +374,18 @@ fn limits_agree_with_each_other_and_with_the_hub() {
         "{tls: {secretName: s}, upstream: {iotHub: {hostName: h}, limits: {backoffMin: 10s, backoffMax: 9s}}}",
         &["upstream.limits.backoffMax"],
     );
+}
+
+#[test]
+fn the_health_port_is_one_of_its_own() {
+    let health_port = |admin: &str| settings(&with(admin)).admin.health_port;
+    assert_eq!(health_port(""), None);
+    assert_eq!(health_port("admin: {healthPort: 8081}"), Some(8081));
+    assert_eq!(health_port("admin: {port: 0, healthPort: 0}"), Some(0));
+    for port in ["9090", "8883", "65536", "-1"] {
+        check(&with(&format!("admin: {{healthPort: {port}}}")), &["admin.healthPort"]);
+    }
+    check(&with("admin: {port: 65536, healthPort: 9090}"), &["admin.port"]);
 }
 
 #[test]

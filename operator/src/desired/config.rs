@@ -1,6 +1,7 @@
 //! The gateway's configuration: the spec's gateway half, verbatim, in a ConfigMap.
 
 use aws_lc_rs::digest;
+use crds::ProtocolGatewaySpec;
 use gateway_core::config::{Admin, AdminTls, GatewayConfig};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::core::DynamicObject;
@@ -11,6 +12,9 @@ use crate::{names, observe::Observed, secrets};
 /// Key of the ConfigMap, and name of the file.
 pub(super) const FILE: &str = "gateway.yaml";
 
+/// Where the kubelet asks, which has no certificate to ask at the admin port with.
+const HEALTH_PORT: i64 = 8081;
+
 /// The configuration that the spec asks for.
 pub(super) fn wanted(context: &Context<'_>) -> Result<Checked, Invalid> {
     let spec = &context.gateway.spec;
@@ -18,11 +22,20 @@ pub(super) fn wanted(context: &Context<'_>) -> Result<Checked, Invalid> {
     let admin = Admin {
         address: Some("0.0.0.0".to_owned()),
         port: spec.admin.port,
+        health_port: Some(spec.admin.health_port.unwrap_or(HEALTH_PORT)),
         tls: Some(AdminTls { secret_name: control.clone(), client_ca_secret_name: control }),
     };
-    let config = spec.gateway_config(Some(serving_secret(context)), admin);
+    let mut config = spec.gateway_config(Some(serving_secret(context)), admin);
+    config.limits.drain_per_second = Some(drain_per_second(spec));
+    config.limits.drain_timeout = Some(spec.reconnects.drain_timeout.clone());
     let settings = config.check().map_err(Invalid)?;
     Ok(Checked { config, settings })
+}
+
+/// One pod's share of the budget where nobody coordinates them: all pods that there may be can stop at once.
+fn drain_per_second(spec: &ProtocolGatewaySpec) -> i64 {
+    let pods = spec.scaling.as_ref().map_or(spec.replicas, |scaling| scaling.max_replicas.max(spec.replicas));
+    (spec.reconnects.per_second / i64::from(pods.max(1))).max(1)
 }
 
 /// The Secret with the listeners' certificate: the user's, or the one that we or cert-manager fill.
@@ -59,8 +72,8 @@ fn text(checked: &Checked) -> String {
     serde_yaml::to_string(&checked.config).expect("a configuration is YAML")
 }
 
-/// Hash of what a pod reads at its start alone: all of the configuration. What is in Secrets is read again when it changes.
+/// Hash of what a pod follows only by a restart. It reads its file and its Secrets again when they change.
 pub(super) fn started_with(checked: &Checked) -> String {
-    let hash = digest::digest(&digest::SHA256, text(checked).as_bytes());
+    let hash = digest::digest(&digest::SHA256, checked.settings.restart_text().as_bytes());
     secrets::hex(&hash.as_ref()[..8])
 }

@@ -8,10 +8,9 @@ use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
         core::v1::{
-            Capabilities, ConfigMapVolumeSource, Container, ContainerPort, Lifecycle, LifecycleHandler,
+            Capabilities, ConfigMapVolumeSource, Container, ContainerPort, HTTPGetAction, Lifecycle, LifecycleHandler,
             PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile,
-            SecretVolumeSource, SecurityContext, SleepAction, Sysctl, TCPSocketAction, TopologySpreadConstraint,
-            Volume, VolumeMount,
+            SecretVolumeSource, SecurityContext, SleepAction, Sysctl, TopologySpreadConstraint, Volume, VolumeMount,
         },
     },
     apimachinery::pkg::{
@@ -123,9 +122,9 @@ fn container(context: &Context<'_>, checked: &Checked, secrets: &BTreeSet<String
         ports: Some(ports(&checked.settings)),
         resources: Some(pod.resources.clone().unwrap_or_else(default_resources)),
         security_context: Some(container_security()),
-        startup_probe: Some(probe("admin", 1, 60)),
-        liveness_probe: Some(probe("admin", 10, 6)),
-        readiness_probe: Some(probe(readiness_port(&checked.settings), 5, 2)),
+        startup_probe: Some(probe("/healthz", 1, 60)),
+        liveness_probe: Some(probe("/healthz", 10, 6)),
+        readiness_probe: Some(probe("/readyz", 2, 1)),
         lifecycle: Some(Lifecycle {
             pre_stop: Some(LifecycleHandler {
                 sleep: Some(SleepAction { seconds: PRE_STOP_S }),
@@ -151,18 +150,18 @@ fn ports(settings: &Settings) -> Vec<ContainerPort> {
         ..ContainerPort::default()
     };
     let listeners = reachable(settings).map(|listener| port(&listener.name, listener.port));
-    listeners.chain([port("admin", settings.admin.port)]).collect()
+    let health = settings.admin.health_port.map(|health| port("health", health));
+    listeners.chain([port("admin", settings.admin.port)]).chain(health).collect()
 }
 
-/// A pod that takes no connections is not ready; one that has no port for the outside is, once its admin port answers.
-fn readiness_port(settings: &Settings) -> &str {
-    reachable(settings).next().map_or("admin", |listener| listener.name.as_str())
-}
-
-/// Opens the port and closes it again: the kubelet has no client certificate for the admin port's answers.
-fn probe(port: &str, period_s: i32, failures: i32) -> Probe {
+/// Health is told without TLS: the kubelet has no client certificate.
+fn probe(path: &str, period_s: i32, failures: i32) -> Probe {
     Probe {
-        tcp_socket: Some(TCPSocketAction { port: IntOrString::String(port.to_owned()), host: None }),
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::String("health".to_owned()),
+            ..HTTPGetAction::default()
+        }),
         period_seconds: Some(period_s),
         timeout_seconds: Some(3),
         failure_threshold: Some(failures),
@@ -182,7 +181,7 @@ fn default_resources() -> ResourceRequirements {
 }
 
 fn pod_security(settings: &Settings) -> PodSecurityContext {
-    let low_port = reachable(settings).any(|listener| listener.port < 1024) || settings.admin.port < 1024;
+    let low_port = ports(settings).iter().any(|port| port.container_port < 1024);
     PodSecurityContext {
         run_as_non_root: Some(true),
         run_as_user: Some(USER),

@@ -23,6 +23,7 @@ pub(super) fn check(given: &Limits, errors: &mut Errors) -> settings::Limits {
     let handshakes_max = number("handshakesMax", given.handshakes_max, 5000, 1, 10_000);
     let properties_max = number("propertiesMax", given.properties_max, 256, 1, 1024) as usize;
     let inflight_max = number("inflightMax", given.inflight_max, 16, 1, 1000) as u16;
+    let drain_per_second = number("drainPerSecond", given.drain_per_second, 10, 1, 100_000);
     let output_bytes_max =
         errors.bytes("limits.outputBytesMax", given.output_bytes_max.as_ref(), 256 * KIB, 4 * KIB, 16 * MIB) as usize;
     let mut duration = |name: &str, given: &Option<Quantity>, default_s, min_ms, max_s| {
@@ -45,6 +46,8 @@ pub(super) fn check(given: &Limits, errors: &mut Errors) -> settings::Limits {
         clock_skew_max: duration("clockSkewMax", &given.clock_skew_max, 300, 0, 3600),
         output_bytes_max,
         write_timeout: duration("writeTimeout", &given.write_timeout, 30, 100, 600),
+        drain_per_second,
+        drain_timeout: duration("drainTimeout", &given.drain_timeout, 30, 0, 86_400),
         shutdown_timeout: duration("shutdownTimeout", &given.shutdown_timeout, 25, 0, 3600),
     }
 }

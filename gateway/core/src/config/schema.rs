@@ -312,7 +312,13 @@ pub struct Limits {
     /// How long a device may leave bytes unread.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub write_timeout: Option<Quantity>,
-    /// From the signal to stop to the end.
+    /// Connections let go per second after the signal to stop, where nobody orders another pace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_per_second: Option<i64>,
+    /// From the signal to stop until the last device is let go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_timeout: Option<Quantity>,
+    /// From the last device let go until everything under way is settled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shutdown_timeout: Option<Quantity>,
 }
@@ -328,6 +334,10 @@ pub struct Admin {
     /// Default: 9090. 0 lets the system choose.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<i64>,
+    /// Port on the same address for `/healthz` and `/readyz` without TLS, and for nothing else. Default: none. 0 lets the
+    /// system choose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_port: Option<i64>,
     /// Mutual TLS; needed beyond loopback.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<AdminTls>,
