@@ -137,7 +137,8 @@ fn look(usage: Use, files: &Files<'_>, settings: &Settings) -> Result<(), String
     }
 }
 
-fn pair(chain: &[u8], key: &[u8]) -> Result<(), String> {
+/// Whether `key` is the key of the first certificate of `chain`.
+pub(crate) fn pair(chain: &[u8], key: &[u8]) -> Result<(), String> {
     let chain = certificates(chain).map_err(|error| format!("has a tls.crt that {error}"))?;
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| "has a tls.key that is no PEM private key".to_owned())?;
     let key = aws_lc_rs::sign::any_supported_type(&key)

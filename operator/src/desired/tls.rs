@@ -8,7 +8,7 @@
 //!  (none) ─Create─► current ──AddNext──► current+next ──Promote──► previous+current ──DropPrevious──► current
 //! ```
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use jiff::{SignedDuration, Timestamp};
 use kube::core::DynamicObject;
@@ -25,6 +25,8 @@ use crate::{
 const AUTHORITY_LIFE: SignedDuration = SignedDuration::from_hours(87_600);
 /// How long a new CA is trusted before it signs, and an old one after: devices must learn of it by other ways.
 const OVERLAP: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// A CA that has no more than this left signs nothing more if another can.
+const LAST: SignedDuration = SignedDuration::from_hours(24);
 /// Life of a certificate where nothing is said: 90 days.
 const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(2160);
 
@@ -129,37 +131,56 @@ pub(super) fn certificates(context: &Context<'_>, in_force: Option<&Checked>) ->
     secrets.insert(secret.clone());
     let is_taken = |secret: &String| context.observed.foreign.contains(&format!("Secret {secret}"));
     let taken = secrets.iter().filter(|secret| is_taken(secret)).map(|secret| format!("Secret {secret}")).collect();
+    let leaves = leaves.into_iter().filter(|leaf| !is_taken(&leaf.secret)).collect();
     let steps = if is_taken(&secret) { Vec::new() } else { steps(context, leaves, secret) };
-    Certificates { steps: steps.into_iter().filter(|step| !is_taken(step.secret())).collect(), secrets, taken }
+    Certificates { steps, secrets, taken }
 }
 
 fn steps(context: &Context<'_>, leaves: Vec<Leaf>, secret: String) -> Vec<Step> {
     let Some(authority) = &context.observed.authority else {
         return vec![Step::CreateAuthority { secret, life_s: AUTHORITY_LIFE.as_secs() }];
     };
+    let now = context.observed.now;
     let leaves: Vec<Step> =
         leaves.into_iter().filter_map(|leaf| leaf_step(context, signed_by(authority, leaf))).collect();
-    // the CA moves on only when everything below it has followed
-    let authority = if leaves.is_empty() { authority_step(authority, context.observed.now, secret) } else { None };
-    authority.into_iter().chain(leaves).collect()
+    let moves = authority_step(authority, now, secret);
+    // the CA moves on only when everything below it has followed; at its end there is nothing to wait for
+    let first = leaves.is_empty() || now >= authority.current.not_after - LAST;
+    moves.filter(|_| first).map_or(leaves, |step| vec![step])
 }
 
 fn authority_step(authority: &Authority, now: Timestamp, secret: String) -> Option<Step> {
+    let (due, step) = next_authority_step(authority, secret);
+    (now >= due).then_some(step)
+}
+
+/// The next step of the CA, and when it is due.
+fn next_authority_step(authority: &Authority, secret: String) -> (Timestamp, Step) {
     let Authority { current, next, previous } = authority;
     match (next, previous) {
-        (Some(next), _) => (now >= next.not_before + OVERLAP).then_some(Step::PromoteNextAuthority { secret }),
+        (Some(next), _) => {
+            let due = (next.not_before + OVERLAP).min(current.not_after - LAST);
+            (due, Step::PromoteNextAuthority { secret })
+        }
         // it had an overlap before it signed: two have passed when it has signed for one
-        (None, Some(_)) => (now >= current.not_before + OVERLAP * 2).then_some(Step::DropPreviousAuthority { secret }),
+        (None, Some(_)) => (current.not_before + OVERLAP * 2, Step::DropPreviousAuthority { secret }),
         (None, None) => {
             let life_s = AUTHORITY_LIFE.as_secs();
-            two_thirds_gone(current, now).then_some(Step::AddNextAuthority { secret, life_s })
+            (two_thirds(current), Step::AddNextAuthority { secret, life_s })
         }
     }
 }
 
-fn two_thirds_gone(certificate: &Certificate, now: Timestamp) -> bool {
+/// When the next step is due, if nothing else changes: for looking again then.
+pub fn due<'a>(authority: &Authority, leaves: impl Iterator<Item = &'a Certificate>) -> Timestamp {
+    let (moves, _) = next_authority_step(authority, String::new());
+    leaves.map(two_thirds).fold(moves, Timestamp::min)
+}
+
+/// When two thirds of its life are gone.
+fn two_thirds(certificate: &Certificate) -> Timestamp {
     let life = certificate.not_before.duration_until(certificate.not_after);
-    now >= certificate.not_before + life * 2 / 3
+    certificate.not_before + life * 2 / 3
 }
 
 /// Every certificate that the own CA signs. By whom is filled in by [`signed_by`].
@@ -183,7 +204,7 @@ fn leaves(context: &Context<'_>, in_force: Option<&Checked>) -> Vec<Leaf> {
     if let Some(wanted) = &tls.self_signed {
         let life = wanted.duration.as_ref().and_then(gateway_core::config::Quantity::duration);
         leaves.push(Leaf {
-            ip_addresses: wanted.ip_addresses.iter().cloned().collect(),
+            ip_addresses: wanted.ip_addresses.iter().map(|address| canonical(address)).collect(),
             life_s: life.map_or(LEAF_LIFE.as_secs(), |life| life.as_secs().cast_signed()),
             ..leaf(serving, Purpose::Server, serving_names(context, &wanted.dns_names))
         });
@@ -201,6 +222,11 @@ fn still_served<'a>(context: &Context<'a>, in_force: Option<&Checked>, serving: 
     let in_use = in_force?.settings.tls_secret_name.as_deref() == Some(serving);
     let facts = context.observed.secrets.get(serving).filter(|facts| in_use && facts.authority.is_some())?;
     facts.certificate.as_ref()
+}
+
+/// An address as certificates are read: written in another way it would never be found in one.
+fn canonical(address: &str) -> String {
+    address.parse().map_or_else(|_| address.to_owned(), |address: IpAddr| address.to_string())
 }
 
 fn signed_by(authority: &Authority, leaf: Leaf) -> Leaf {
@@ -223,7 +249,7 @@ fn leaf_step(context: &Context<'_>, leaf: Leaf) -> Option<Step> {
     };
     let fits = certificate.dns_names == leaf.dns_names && certificate.ip_addresses == leaf.ip_addresses;
     let signed = facts.authority.as_ref() == Some(&leaf.authority) && facts.wrong.is_empty();
-    if !fits || !signed || two_thirds_gone(certificate, context.observed.now) {
+    if !fits || !signed || context.observed.now >= two_thirds(certificate) {
         return Some(Step::Issue(leaf));
     }
     (facts.trust != leaf.trust).then_some(Step::Trust { secret: leaf.secret, trust: leaf.trust })

@@ -1,0 +1,170 @@
+//! The command line. Every flag of `run` can be given by the environment, too, as the chart does.
+
+use std::{ffi::OsString, net::SocketAddr};
+
+use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
+
+use crate::logging;
+
+/// Kubernetes operator for fleets of IoT protocol gateways: makes what a ProtocolGateway asks for, and keeps it so.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "\
+Examples:
+  operator --gateway-image registry.example/gateway:1.0    as the chart runs it; KUBECONFIG outside a cluster
+  operator run --help                                      the flags, and their names in the environment
+  RUST_LOG=operator=debug operator run …                   one line for each reconcile and each write
+
+Without a command it is `run`.
+Signals: SIGTERM or SIGINT hands over to another replica and exits with 0; a second one exits at once.
+Exit codes: 0 stopped as told, 1 failed while running, 2 the command line is wrong."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the operator [default]
+    Run(Box<Run>),
+}
+
+impl Cli {
+    /// Reads a command line, the program's name first. Where it names no command, it is `run`.
+    ///
+    /// # Errors
+    /// What is wrong, or help that was asked for.
+    pub fn read(line: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut line: Vec<OsString> = line.into_iter().collect();
+        let first = line.get(1).and_then(|word| word.to_str());
+        let about_itself = ["-h", "--help", "-V", "--version"];
+        if first.is_none_or(|word| word.starts_with('-') && !about_itself.contains(&word)) {
+            line.insert(line.len().min(1), "run".into());
+        }
+        Self::try_parse_from(line)
+    }
+}
+
+/// Flags of `run`.
+#[derive(Debug, Clone, Args)]
+pub struct Run {
+    /// Image of the gateway where a ProtocolGateway names none
+    #[arg(long, env, value_name = "IMAGE", value_parser = NonEmptyStringValueParser::new())]
+    pub gateway_image: String,
+
+    /// Namespace of the operator itself: there are its Lease, Service and Secrets [default: the client's]
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+
+    /// Name of the pod that this runs in, for the Lease and for Events
+    #[arg(long, env = "POD_NAME", value_name = "NAME", default_value = "operator")]
+    pub pod_name: String,
+
+    /// Namespaces to watch, with commas between; empty: all
+    #[arg(long, env, value_name = "NAMESPACES", value_delimiter = ',')]
+    pub watch_namespaces: Vec<String>,
+
+    /// Where to serve /healthz, /readyz and /metrics, in plain HTTP
+    #[arg(long, env, value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+
+    /// Port of the metrics API for the HorizontalPodAutoscaler; 0: none
+    #[arg(long, env, value_name = "PORT", default_value_t = 6443)]
+    pub metrics_api_port: u16,
+
+    /// Service in front of the operator, by which the API server reaches the metrics API
+    #[arg(long, env, value_name = "NAME")]
+    pub service_name: Option<String>,
+
+    /// ClusterRole that owns what the operator makes cluster-wide, so that it goes when the operator is uninstalled
+    #[arg(long, env = "OWNER_CLUSTER_ROLE", value_name = "NAME")]
+    pub owner: Option<String>,
+
+    /// Lease that the replicas elect their leader by
+    #[arg(long, env, value_name = "NAME", default_value = "protocol-gateway-operator",
+          value_parser = NonEmptyStringValueParser::new())]
+    pub lease_name: String,
+
+    /// Seconds after which another replica takes over from one that died
+    #[arg(long, env, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..=300))]
+    pub lease_seconds: u16,
+
+    /// Shape of log lines
+    #[arg(long, env, value_enum, default_value = "text")]
+    pub log_format: logging::Format,
+
+    /// What to log, as in RUST_LOG (which wins)
+    #[arg(long, env, value_name = "FILTER", default_value = "info")]
+    pub log_level: String,
+}
+
+impl Run {
+    /// Namespaces to watch; none: all.
+    pub fn namespaces(&self) -> Vec<String> {
+        let mut named: Vec<String> = self.watch_namespaces.iter().map(|name| name.trim().to_owned()).collect();
+        named.retain(|name| !name.is_empty());
+        named.sort();
+        named.dedup();
+        named
+    }
+
+    /// [`Run::service_name`], unless a template left it empty.
+    pub fn service(&self) -> Option<&str> {
+        self.service_name.as_deref().filter(|name| !name.is_empty())
+    }
+
+    /// [`Run::owner`], unless a template left it empty.
+    pub fn owner(&self) -> Option<&str> {
+        self.owner.as_deref().filter(|name| !name.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Run, clap::Error> {
+        let words = std::iter::once("operator").chain(line.split_whitespace());
+        let Command::Run(run) = Cli::read(words.map(OsString::from))?.command;
+        Ok(*run)
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_is_what_it_does_where_nothing_is_said() {
+        for line in ["--gateway-image g:1", "run --gateway-image g:1"] {
+            let run = parse(line).expect(line);
+            assert_eq!(run.gateway_image, "g:1", "{line}");
+            assert_eq!((run.lease_seconds, run.metrics_api_port), (15, 6443), "{line}");
+        }
+        assert!(parse("").is_err(), "it cannot do without an image");
+    }
+
+    #[test]
+    fn namespaces_are_a_list_and_empty_ones_are_none() {
+        let check = |list: &str, expected: &[&str]| {
+            let run = parse(&format!("run --gateway-image g --watch-namespaces={list}")).expect(list);
+            assert_eq!(run.namespaces(), expected, "{list}");
+        };
+        check("", &[]);
+        check("a", &["a"]);
+        check("b,a,,b", &["a", "b"]);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for line in ["--lease-seconds 2", "--lease-seconds 301", "--listen nowhere", "--metrics-api-port 65536"] {
+            assert!(parse(&format!("run --gateway-image g {line}")).is_err(), "{line}");
+        }
+    }
+}
