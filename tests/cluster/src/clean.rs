@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The programs a run starts. A user's `kubectl` or editor that names a file of the run is not one of them.
-const PROGRAMS: [&str; 9] = [
+const PROGRAMS: [&str; 10] = [
     "etcd",
     "kube-apiserver",
     "kube-controller-manager",
@@ -31,6 +31,7 @@ const PROGRAMS: [&str; 9] = [
     "coredns",
     "containerd",
     "containerd-shim-runc-v2",
+    "hub",
 ];
 
 /// How long killed processes may take to be gone.
@@ -191,6 +192,8 @@ mod tests {
     fn only_our_programs_with_a_path_of_the_run_are_killed() {
         check(&["/cache/etcd/etcd", "--data-dir=/tmp/runs/1/etcd"], true);
         check(&["/usr/bin/containerd-shim-runc-v2", "-address", "/tmp/runs/1/a/containerd.sock"], true);
+        check(&["/target/debug/hub", "--describe", "/tmp/runs/1/hub.json"], true);
+        check(&["/target/debug/hub", "--describe", "/elsewhere/hub.json"], false);
         check(&["/cache/etcd/etcd", "--data-dir=/tmp/runs/11/etcd"], false);
         check(&["/usr/bin/kubectl", "--kubeconfig=/tmp/runs/1/kubeconfig"], false);
         check(&["/usr/bin/etcd", "--data-dir=/var/lib/etcd"], false);

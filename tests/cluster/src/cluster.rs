@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -34,7 +35,7 @@ pub struct Node {
     /// Its name in the API.
     pub name: String,
     /// Its address, reachable from this machine: NodePorts answer there.
-    pub address: std::net::Ipv4Addr,
+    pub address: Ipv4Addr,
     /// The network namespace in which its processes run.
     pub network: String,
     /// The socket of its containerd.
@@ -154,6 +155,21 @@ impl Cluster {
         let imported = self.nodes.iter().try_for_each(|node| node.import(&archive));
         fs::remove_file(&archive)?;
         imported
+    }
+
+    /// Whether every node has an image of this name.
+    ///
+    /// # Errors
+    /// What a node says.
+    pub fn has(&self, image: &str) -> anyhow::Result<bool> {
+        self.nodes.iter().try_fold(true, |all, node| Ok(all && node.has(image)?))
+    }
+
+    /// The address of this machine as its pods see it; `None` if this harness did not start the nodes.
+    pub fn machine(&self) -> Option<Ipv4Addr> {
+        // the first node is joined to the machine, which has the first address of their network
+        let [a, b, c, _node] = self.nodes.first()?.address.octets();
+        Some(Ipv4Addr::new(a, b, c, 1))
     }
 
     /// Every write to the API, one JSON event (`audit.k8s.io/v1`) a line; `None` if this harness did not start it.

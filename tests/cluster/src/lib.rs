@@ -6,14 +6,20 @@
 //! `cluster api -- COMMAND` or `cluster nodes -- COMMAND` runs them. Each test takes a namespace: [`Cluster::story`].
 //! Where `KUBECONFIG` names a cluster, that one is used and nothing is started.
 //!
+//! [`world::World`] is what a story about the product has beside that: the operator installed by its chart, a hub on this
+//! machine, fleets and devices.
+//!
 //! Everything ends with the process that started it, and what a killed one left is removed by the next. Neither the
 //! machine's addresses nor its packet filter are touched. The programs are built from their Go modules on first use.
 
 pub mod cluster;
-pub mod image;
+pub mod devices;
+pub mod installed;
 pub mod instance;
 pub mod programs;
 pub mod story;
+pub mod up;
+pub mod world;
 
 mod cgroup;
 mod clean;
@@ -27,6 +33,6 @@ mod run;
 mod sysctl;
 
 pub use cluster::{Cluster, Node};
-pub use image::Image;
 pub use instance::Instance;
 pub use story::Story;
+pub use xtask::image::Image;

@@ -12,6 +12,7 @@ use cluster::{
     Instance,
     instance::{self, Level},
     programs::{self, KUBERNETES_VERSION},
+    up,
 };
 use xtask::{process::shown, step::say};
 
@@ -42,8 +43,8 @@ enum Task {
         /// How much of a Kubernetes
         level: Level,
     },
-    /// Leave a cluster of two nodes running, if there is none yet, and say how to reach it
-    Up,
+    /// Leave a cluster of two nodes with operator, hub and a fleet running, if there is none yet, and say how to use it
+    Up(up::Arguments),
     /// Remove every trace of clusters that no process holds
     Down,
     /// Build the programs that are not in the cache yet
@@ -62,7 +63,7 @@ fn run() -> anyhow::Result<ExitCode> {
         Task::Api { command } => beside(Level::Api, &command),
         Task::Nodes { command } => beside(Level::Nodes, &command),
         Task::Serve { level } => serve(level),
-        Task::Up => up(),
+        Task::Up(arguments) => up::up(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Down => down(),
         Task::Build => build(),
     }
@@ -97,35 +98,6 @@ fn serve(level: Level) -> anyhow::Result<ExitCode> {
     if writeln!(std::io::stdout(), "{}", instance.cluster.kubeconfig.display()).is_ok() {
         std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn up() -> anyhow::Result<ExitCode> {
-    let cluster = if let Some(cluster) = instance::left_running()? {
-        cluster
-    } else {
-        // one that does not work, if there is one
-        instance::down()?;
-        Instance::leave_nodes()?
-    };
-    let programs = cluster.programs()?;
-    let nodes = cluster.nodes.iter().map(|node| node.address.to_string()).collect::<Vec<_>>().join(" and ");
-    println!(
-        "
-A Kubernetes {KUBERNETES_VERSION} of two nodes runs on this machine, and stays until `cargo xtask down`.
-
-  export KUBECONFIG={}
-  export PATH={}:$PATH
-
-Try:
-  kubectl get nodes -o wide
-  kubectl get pods --all-namespaces
-  helm list --all-namespaces
-
-NodePorts answer at {nodes}.",
-        cluster.kubeconfig.display(),
-        programs.display(),
-    );
     Ok(ExitCode::SUCCESS)
 }
 

@@ -10,14 +10,13 @@ use std::{
 use anyhow::{Context, bail};
 use kube::{Api, api::ListParams};
 use serde_json::json;
-use xtask::{packages, process::run_quietly};
+use xtask::{image::Image, packages, process::run_quietly};
 
 use crate::{
     Cluster,
     cluster::Node,
     control::{ControlPlane, DNS_SERVICE, POD_NETWORK, flags},
     daemon::{Daemon, Starter},
-    image::Image,
     network::Place,
     pki::Authority,
     programs,
@@ -240,6 +239,18 @@ impl Node {
     /// What containerd says.
     pub fn import(&self, archive: &Path) -> anyhow::Result<()> {
         run_quietly(self.ctr().args(["images", "import"]).arg(archive)).context("the node does not take the image")
+    }
+
+    /// Whether it has an image of this name.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn has(&self, image: &str) -> anyhow::Result<bool> {
+        let output = self.ctr().args(["images", "list", "--quiet", &format!("name=={image}")]).output()?;
+        if !output.status.success() {
+            bail!("the node does not list its images: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(!output.stdout.is_empty())
     }
 
     /// `ctr` on the images and containers of this node's pods.

@@ -2,7 +2,12 @@
 //!
 //! The tasks themselves are `main.rs`; the cluster harness shares these parts.
 
+pub mod build;
 pub mod cache;
+pub mod image;
 pub mod packages;
 pub mod process;
+pub mod product;
+pub mod sbom;
 pub mod step;
+pub mod verdict;

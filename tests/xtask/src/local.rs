@@ -5,7 +5,7 @@ mod judge;
 mod live;
 mod world;
 
-use std::{net::Ipv4Addr, path::PathBuf, process::Command};
+use std::net::Ipv4Addr;
 
 use anyhow::bail;
 
@@ -15,6 +15,7 @@ use crate::{
 };
 
 pub(crate) use world::{Ports, World};
+pub(crate) use xtask::build::{Profile, build, target};
 
 /// What to start, and for how long.
 #[derive(clap::Args)]
@@ -62,45 +63,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         bail!("{} acknowledged messages are not at the hub", verdict.lost);
     }
     Ok(())
-}
-
-/// How a program is built.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Profile {
-    /// As `cargo test` builds it: nothing is built twice for the tests.
-    Dev,
-    /// As it is shipped and measured.
-    Release,
-}
-
-/// Builds programs of the workspace, each in the package of its name, and returns their paths.
-pub(crate) fn build<const N: usize>(programs: [&str; N], profile: Profile) -> anyhow::Result<[PathBuf; N]> {
-    let mut command = Command::new(env!("CARGO"));
-    command.args(["build", "--locked"]);
-    let directory = match profile {
-        // features of dependencies are those of the whole workspace: only so is what `cargo test` compiled used again
-        Profile::Dev => {
-            command.arg("--workspace").args(programs.iter().flat_map(|program| ["--bin", program]));
-            "debug"
-        }
-        // and only so are they those that are shipped
-        Profile::Release => {
-            command.arg("--release").args(programs.iter().flat_map(|program| ["--package", program]));
-            "release"
-        }
-    };
-    process::run(&mut command)?;
-    let target = std::path::absolute(target().join(directory))?;
-    let paths = programs.map(|program| target.join(program));
-    for path in &paths {
-        anyhow::ensure!(path.exists(), "{} was not built", path.display());
-    }
-    Ok(paths)
-}
-
-/// Where cargo builds to.
-pub(crate) fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| process::workspace_root().join("target"), PathBuf::from)
 }
 
 /// `30s`, `5m`, `1h` or plain seconds.

@@ -7,6 +7,7 @@ mod bench;
 mod clients;
 mod cluster;
 mod crds;
+mod images;
 mod local;
 mod test;
 mod up;
@@ -30,12 +31,14 @@ enum Command {
     Local(local::Arguments),
     /// Measure the workloads beside the least that the same work can cost.
     Bench(bench::Arguments),
-    /// Write crds/protocolgateway.yaml from the types of `crds`.
+    /// Write crds/protocolgateway.yaml, and the chart's copy of it, from the types of `crds`.
     Crds(crds::Arguments),
+    /// Write OCI images of gateway and operator, without a daemon or a registry.
+    Image(images::Arguments),
     /// Run the tests of the levels named, or of all of them.
     Test(test::Arguments),
-    /// Leave a real Kubernetes running on this machine; needs root.
-    Up,
+    /// Leave a real Kubernetes with operator, hub and a fleet running on this machine; needs root.
+    Up(up::Arguments),
     /// Remove every trace of it, and of tests that were killed.
     Down,
 }
@@ -56,8 +59,9 @@ fn run() -> anyhow::Result<()> {
         Command::Local(arguments) => local::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Crds(arguments) => crds::run(&arguments),
+        Command::Image(arguments) => images::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
-        Command::Up => up::up(),
+        Command::Up(arguments) => up::up(&arguments),
         Command::Down => up::down(),
     }
 }

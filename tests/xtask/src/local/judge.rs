@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     io::{Read, Write},
     net::TcpStream,
     sync::Arc,
@@ -12,6 +11,7 @@ use std::{
 use anyhow::{Context, bail};
 use rustls::{ClientConnection, StreamOwned, pki_types::ServerName};
 use serde::Deserialize;
+use xtask::verdict::Verdict;
 
 use super::world::Description;
 
@@ -31,23 +31,6 @@ pub(super) struct Sequences {
     device_id: String,
     sent: u64,
     acknowledged: Vec<(u64, u64)>,
-}
-
-/// The last line.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Verdict {
-    sent: u64,
-    acknowledged: u64,
-    stored: u64,
-    pub(super) lost: u64,
-    duplicated: u64,
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { sent, acknowledged, stored, lost, duplicated } = self;
-        write!(f, "sent {sent} · acknowledged {acknowledged} · stored {stored} · lost {lost} · duplicated {duplicated}")
-    }
 }
 
 /// One row of the ledger's counts.
@@ -82,28 +65,9 @@ pub(super) fn judge(description: &Description, report: &Report) -> anyhow::Resul
         if stored.forgotten_gaps > 0 {
             bail!("the ledger forgot {} gaps of {}: nothing can be said", stored.forgotten_gaps, device.device_id);
         }
-        verdict.add(device, stored);
+        verdict.add(device.sent, &device.acknowledged, &stored.ranges, stored.duplicates);
     }
     Ok(verdict)
-}
-
-impl Verdict {
-    fn add(&mut self, device: &Sequences, stored: &Numbers) {
-        let count = |ranges: &[(u64, u64)]| ranges.iter().map(|(first, last)| last - first + 1).sum::<u64>();
-        let acknowledged = count(&device.acknowledged);
-        let found: u64 = device.acknowledged.iter().map(|&range| common(range, &stored.ranges)).sum();
-        self.sent += device.sent;
-        self.acknowledged += acknowledged;
-        self.stored += count(&stored.ranges);
-        self.lost += acknowledged - found;
-        self.duplicated += stored.duplicates;
-    }
-}
-
-/// How many numbers of `range` lie in `ranges`.
-fn common((first, last): (u64, u64), ranges: &[(u64, u64)]) -> u64 {
-    let overlap = |&(from, to): &(u64, u64)| (to.min(last) + 1).saturating_sub(from.max(first));
-    ranges.iter().map(overlap).sum()
 }
 
 /// One GET of the hub's HTTP interface; anything but 200 is an error.
@@ -132,39 +96,4 @@ pub(super) fn get(description: &Description, path: &str) -> anyhow::Result<Vec<u
         bail!("{path}: {}", head.lines().next().unwrap_or_default());
     }
     Ok(answer.split_off(end + 4))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn verdict(acknowledged: &[(u64, u64)], ranges: &[(u64, u64)], duplicates: u64) -> Verdict {
-        let device = Sequences { device_id: "d".into(), sent: 10, acknowledged: acknowledged.to_vec() };
-        let stored = Numbers { ranges: ranges.to_vec(), duplicates, ..Numbers::default() };
-        let mut verdict = Verdict::default();
-        verdict.add(&device, &stored);
-        verdict
-    }
-
-    #[test]
-    fn an_acknowledged_message_that_is_not_stored_is_lost() {
-        assert_eq!(verdict(&[(0, 2)], &[(0, 0), (2, 2)], 0).lost, 1);
-        assert_eq!(verdict(&[(5, 9)], &[], 0).lost, 5);
-    }
-
-    #[test]
-    fn a_stored_message_that_was_not_acknowledged_is_not_lost() {
-        let found = verdict(&[(0, 0)], &[(0, 1)], 0);
-        assert_eq!((found.lost, found.stored, found.acknowledged), (0, 2, 1));
-    }
-
-    #[test]
-    fn acknowledged_ranges_may_lie_across_those_of_the_ledger() {
-        assert_eq!(verdict(&[(0, 4), (6, 9)], &[(0, 2), (4, 7), (9, 12)], 0).lost, 2);
-    }
-
-    #[test]
-    fn the_second_copy_is_a_duplicate() {
-        assert_eq!(verdict(&[(0, 0)], &[(0, 0)], 2).duplicated, 2);
-    }
 }

@@ -1,0 +1,73 @@
+//! `cargo xtask image`: the images of gateway and operator as files, without a daemon or a registry.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::ensure;
+use xtask::{
+    build,
+    image::Written,
+    product::{self, Product},
+    step::{say, step},
+};
+
+/// Where to, and how sure.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Where to write the archives [default: target/images]
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// From the build that tests use: quick, large and slow
+    #[arg(long)]
+    dev: bool,
+    /// Build everything a second time, from nothing and elsewhere, and fail unless the images are the same
+    #[arg(long, conflicts_with = "dev")]
+    check: bool,
+}
+
+/// Builds, writes, says what there is.
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let directory = arguments.output.clone().unwrap_or_else(|| build::target().join("images"));
+    let products = step("build gateway and operator", || {
+        if arguments.dev { product::for_tests() } else { product::shipped(&build::target().join("image")) }
+    })?;
+    let written = write(&products, &directory)?;
+    for (product, written) in products.iter().zip(&written) {
+        println!("{}  {}  {:.1} MiB", product.image.name, written.digest, written.bytes as f64 / f64::from(1 << 20));
+        say(&format!("{}", archive(&directory, product).display()));
+    }
+    if arguments.check {
+        check(&directory, &written)?;
+    }
+    Ok(())
+}
+
+/// From nothing: what an earlier build left would be its own proof.
+fn check(directory: &Path, expected: &[Written]) -> anyhow::Result<()> {
+    let target = build::target().join("image-check");
+    if target.exists() {
+        fs::remove_dir_all(&target)?;
+    }
+    let again = step("build them once more, elsewhere", || product::shipped(&target))?;
+    let again = write(&again, &directory.join("check"))?;
+    fs::remove_dir_all(&target)?;
+    ensure!(again == expected, "the second build made other images: {again:?}, not {expected:?}");
+    fs::remove_dir_all(directory.join("check"))?;
+    println!("the second build made the same images");
+    Ok(())
+}
+
+fn write(products: &[Product], directory: &Path) -> anyhow::Result<Vec<Written>> {
+    fs::create_dir_all(directory)?;
+    let each = products.iter().map(|product| {
+        fs::write(directory.join(format!("{}.cdx.json", product.program)), &product.bill)?;
+        product.image.write(&archive(directory, product))
+    });
+    each.collect()
+}
+
+fn archive(directory: &Path, product: &Product) -> PathBuf {
+    directory.join(format!("{}.tar", product.program))
+}

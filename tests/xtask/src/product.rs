@@ -1,0 +1,126 @@
+//! The images that are shipped: `gateway` and `operator`, each with its libraries, CA certificates, labels and bill.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Context;
+
+use crate::{
+    build::{self, Profile},
+    image::{self, Content, Entry, Image},
+    process,
+    sbom::Crates,
+};
+
+/// Where the images are said to come from; a user pushes them to a registry of their own.
+pub const REGISTRY: &str = "protocolgateway.io";
+/// The programs, each in the package of its name.
+pub const PROGRAMS: [&str; 2] = ["gateway", "operator"];
+/// Whom the programs trust where they are told nothing.
+const CA_CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// An image that was not written yet, and what its program is made of.
+#[derive(Debug)]
+pub struct Product {
+    /// `gateway` or `operator`.
+    pub program: &'static str,
+    /// The image.
+    pub image: Image,
+    /// Its bill of materials, CycloneDX.
+    pub bill: String,
+}
+
+/// As they are shipped, from a build in `target` that holds no path of this machine.
+///
+/// # Errors
+/// A build that fails, a tool or file of the system that is missing.
+pub fn shipped(target: &Path) -> anyhow::Result<Vec<Product>> {
+    let programs = build::build_anywhere_alike(target, PROGRAMS, Profile::Release)?;
+    products(&programs, env!("CARGO_PKG_VERSION"), true)
+}
+
+/// As tests use them: quick to make, and called by what is in them, so that another build is another image.
+///
+/// # Errors
+/// As [`shipped`].
+pub fn for_tests() -> anyhow::Result<Vec<Product>> {
+    let mut products = products(&build::build(PROGRAMS, Profile::Dev)?, "test", false)?;
+    for product in &mut products {
+        let hashes = product.image.files.iter().map(|file| Ok(image::sha256(&file.content.read()?)));
+        let hashes = hashes.collect::<anyhow::Result<Vec<_>>>()?.join(" ");
+        let hash = image::sha256(hashes.as_bytes());
+        product.image.name = format!("{REGISTRY}/{}:test-{}", product.program, &hash["sha256:".len()..][..12]);
+    }
+    Ok(products)
+}
+
+fn products(programs: &[PathBuf], tag: &str, compress: bool) -> anyhow::Result<Vec<Product>> {
+    let crates = Crates::of(&PROGRAMS)?;
+    let made = PROGRAMS.into_iter().zip(programs).map(|(program, path)| {
+        let stripped = stripped(path)?;
+        let mut image = Image::of_program(&format!("{REGISTRY}/{program}:{tag}"), &stripped)?;
+        let certificates = PathBuf::from(CA_CERTIFICATES);
+        anyhow::ensure!(
+            certificates.exists(),
+            "{CA_CERTIFICATES} is missing; install it with: sudo apt-get install --yes ca-certificates"
+        );
+        let path = CA_CERTIFICATES.trim_start_matches('/').to_owned();
+        image.files.push(Entry { path, content: Content::File(certificates), mode: 0o644 });
+        let bill = serde_json::to_string_pretty(&crates.bill(program, &of_the_system(&image, &stripped))?)?;
+        let path = format!("usr/share/sbom/{program}.cdx.json");
+        image.files.push(Entry { path, content: Content::Bytes(bill.clone().into_bytes()), mode: 0o644 });
+        image.labels = labels(program);
+        image.created = git(&["log", "-1", "--format=%cI"]);
+        image.compress = compress;
+        anyhow::Ok(Product { program, image, bill })
+    });
+    made.collect()
+}
+
+/// The files of the image that are not ours.
+fn of_the_system<'a>(image: &'a Image, program: &Path) -> Vec<&'a Path> {
+    let files = image.files.iter().filter_map(|file| match &file.content {
+        Content::File(path) if path != program => Some(path.as_path()),
+        _ => None,
+    });
+    files.collect()
+}
+
+/// Without the tables for debuggers: the names of functions stay, for backtraces.
+fn stripped(program: &Path) -> anyhow::Result<PathBuf> {
+    let directory = program.with_file_name("stripped");
+    fs::create_dir_all(&directory)?;
+    let to = directory.join(program.file_name().context("a program has a name")?);
+    process::run_quietly(Command::new("strip").args(["--strip-debug", "-o"]).arg(&to).arg(program))
+        .context("strip comes with the C compiler's package binutils")?;
+    Ok(to)
+}
+
+fn labels(program: &str) -> std::collections::BTreeMap<String, String> {
+    let description = match program {
+        "operator" => "Kubernetes operator for fleets of IoT protocol gateways",
+        _ => "MQTT to AMQP 1.0 protocol gateway",
+    };
+    let mut labels = vec![
+        ("title", program.to_owned()),
+        ("description", description.to_owned()),
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("licenses", "Apache-2.0".to_owned()),
+    ];
+    if let Some(revision) = git(&["rev-parse", "HEAD"]) {
+        // what is not committed is in nobody else's hands
+        let clean = git(&["status", "--porcelain", "--untracked-files=no"]).is_none();
+        labels.push(("revision", if clean { revision } else { format!("{revision}-dirty") }));
+    }
+    labels.into_iter().map(|(key, value)| (format!("org.opencontainers.image.{key}"), value)).collect()
+}
+
+/// One line that git says of this checkout, if there is git, and a checkout, and something to say.
+fn git(arguments: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(arguments).current_dir(process::workspace_root()).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
+    text.lines().next().map(str::to_owned)
+}
