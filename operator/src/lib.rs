@@ -15,6 +15,7 @@ pub mod logging;
 pub mod metrics;
 pub mod names;
 pub mod observe;
+pub mod pods;
 pub mod program;
 pub mod secrets;
 pub mod shutdown;

@@ -161,8 +161,12 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'static str
 
 /// The first certificate of a chain.
 pub fn certificate(pem: &[u8]) -> Result<Certificate, &'static str> {
-    let chain = certificates(pem)?;
-    let (_, leaf) = X509Certificate::from_der(&chain[0]).map_err(|_| "holds something that is no certificate")?;
+    certificate_from_der(&certificates(pem)?[0])
+}
+
+/// A certificate as it is sent.
+pub(crate) fn certificate_from_der(der: &[u8]) -> Result<Certificate, &'static str> {
+    let (_, leaf) = X509Certificate::from_der(der).map_err(|_| "holds something that is no certificate")?;
     let time = |time: x509_parser::time::ASN1Time| Timestamp::from_second(time.timestamp()).unwrap_or_default();
     let mut found = Certificate {
         serial: hex(leaf.raw_serial()),

@@ -1,0 +1,313 @@
+//! What is known of one fleet's pods, kept apart from how it came to be known. Time is an argument.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use super::{
+    load::Load,
+    owed::Owed,
+    rates::Rates,
+    told::{self, Facts, Told},
+};
+use crate::observe::Certificate;
+
+/// A pod that has not answered for so long is stale: its values are its last ones.
+const STALE_AFTER: Duration = Duration::from_secs(5);
+
+/// What is known of a pod.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// What it said last; absent if it never answered.
+    pub load: Option<Load>,
+    /// How old that is; how long it has been asked in vain, if it never answered.
+    pub stale_for: Duration,
+    /// Why it did not answer the last time, if it did not.
+    pub problem: Option<String>,
+    /// The certificate that its listeners serve; if they differ, the older one.
+    pub served: Option<Certificate>,
+}
+
+impl Report {
+    /// Whether its values are only its last ones.
+    pub fn is_stale(&self) -> bool {
+        self.load.is_none() || self.stale_for >= STALE_AFTER
+    }
+}
+
+/// A fleet's pods together.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Measured {
+    /// Devices connected, on every pod that exists, draining ones too. Silent pods count by what they said last.
+    pub connections: u64,
+    /// Connections that are not devices yet.
+    pub handshaking: u64,
+    /// Devices that were let go in the last minute and have not come back.
+    pub owed: u64,
+    /// Messages per second.
+    pub messages_per_second: f64,
+    /// Devices that connected per second.
+    pub connects_per_second: f64,
+    /// Pods whose broker fails or asks them to be slower.
+    pub upstream_limited: usize,
+    /// Pods.
+    pub pods: usize,
+    /// Pods that are silent.
+    pub stale: usize,
+}
+
+/// One fleet's pods.
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    pages: BTreeMap<String, Page>,
+    owed: Owed,
+    /// There is something to tell.
+    news: bool,
+    /// When something was told.
+    told_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Page {
+    known: Option<u64>,
+    load: Option<Load>,
+    /// When it answered; when it was first asked, if it never did.
+    heard_at: Instant,
+    problem: Option<String>,
+    served: BTreeMap<u16, Certificate>,
+    rates: Rates,
+    /// What was told of it, and when.
+    told: Told,
+    told_at: Instant,
+    /// That is not how it is any more.
+    news: bool,
+}
+
+impl Book {
+    /// A pod is asked from now on; one of the same name was another.
+    pub(super) fn begin(&mut self, pod: &str, known: Option<u64>, now: Instant) {
+        let page = Page {
+            known,
+            load: None,
+            heard_at: now,
+            problem: None,
+            served: BTreeMap::new(),
+            rates: Rates::default(),
+            told: Told::default(),
+            told_at: now,
+            news: false,
+        };
+        self.pages.insert(pod.to_owned(), page);
+    }
+
+    /// A pod is gone.
+    pub(super) fn forget(&mut self, pod: &str) {
+        self.pages.remove(pod);
+    }
+
+    pub(super) fn answered(&mut self, pod: &str, load: Load, now: Instant) {
+        let Some(page) = self.pages.get_mut(pod) else { return };
+        let growth = page.rates.add(&load, now);
+        self.owed.add(growth.let_go, growth.connects, now);
+        page.load = Some(load);
+        page.heard_at = now;
+        page.problem = None;
+    }
+
+    pub(super) fn failed(&mut self, pod: &str, problem: &str) {
+        if let Some(page) = self.pages.get_mut(pod) {
+            page.problem = Some(problem.to_owned());
+        }
+    }
+
+    /// Certificates were seen at some of the pod's `ports`; at the others what was seen before holds.
+    pub(super) fn served(&mut self, pod: &str, served: Vec<(u16, Certificate)>, ports: &[u16]) {
+        if let Some(page) = self.pages.get_mut(pod) {
+            page.served.extend(served);
+            page.served.retain(|port, _| ports.contains(port));
+        }
+    }
+
+    pub(super) fn reports(&self, now: Instant) -> BTreeMap<String, Report> {
+        self.pages.iter().map(|(pod, page)| (pod.clone(), page.report(now))).collect()
+    }
+
+    pub(super) fn measured(&mut self, now: Instant) -> Measured {
+        let mut sum = Measured { owed: self.owed.count(now), pods: self.pages.len(), ..Measured::default() };
+        for page in self.pages.values() {
+            let rate = page.rates.rate();
+            sum.connections += page.connections();
+            sum.handshaking += page.load.as_ref().map_or(0, |load| load.handshaking);
+            sum.messages_per_second += rate.messages;
+            sum.connects_per_second += rate.connects;
+            sum.upstream_limited += usize::from(page.load.as_ref().is_some_and(Load::is_limited));
+            sum.stale += usize::from(!page.answers(now));
+        }
+        sum
+    }
+
+    /// Whether there is news, now that something was heard of `pod`; then they count as told.
+    pub(super) fn tell(&mut self, pod: &str, now: Instant) -> bool {
+        let page = self.pages.get_mut(pod);
+        self.news |= page.is_some_and(|page| page.has_news(now));
+        let too_soon = |at| now.saturating_duration_since(at) < told::NEWS_EVERY;
+        if !self.news || self.told_at.is_some_and(too_soon) {
+            return false;
+        }
+        self.pages.values_mut().for_each(|page| page.count_as_told(now));
+        self.told_at = Some(now);
+        std::mem::take(&mut self.news)
+    }
+}
+
+impl Page {
+    /// What it said; what others knew, if it said nothing yet.
+    fn connections(&self) -> u64 {
+        self.load.as_ref().map_or(self.known.unwrap_or(0), |load| load.connections)
+    }
+
+    fn answers(&self, now: Instant) -> bool {
+        self.load.is_some() && now.saturating_duration_since(self.heard_at) < STALE_AFTER
+    }
+
+    /// A new certificate is served only when it is served everywhere.
+    fn served(&self) -> Option<&Certificate> {
+        self.served.values().min_by_key(|certificate| certificate.not_before)
+    }
+
+    fn report(&self, now: Instant) -> Report {
+        Report {
+            load: self.load.clone(),
+            stale_for: now.saturating_duration_since(self.heard_at),
+            problem: self.problem.clone(),
+            served: self.served().cloned(),
+        }
+    }
+
+    fn has_news(&mut self, now: Instant) -> bool {
+        let since = now.saturating_duration_since(self.told_at);
+        self.news |= told::notable(&self.told, &self.told(now), since);
+        self.news
+    }
+
+    fn count_as_told(&mut self, now: Instant) {
+        if std::mem::take(&mut self.news) {
+            self.told = self.told(now);
+            self.told_at = now;
+        }
+    }
+
+    fn told(&self, now: Instant) -> Told {
+        let load = self.load.clone().unwrap_or_default();
+        Told {
+            connections: load.connections,
+            facts: Facts {
+                answers: self.answers(now),
+                ready: load.ready,
+                upstream: load.upstream,
+                config: load.config,
+                secrets_problem: load.secrets_problem,
+                drain: load.drain,
+                served: self.served().map(|certificate| certificate.serial.clone()),
+            },
+        }
+    }
+}
+
+impl Load {
+    /// Whether its broker fails or asks it to be slower.
+    pub fn is_limited(&self) -> bool {
+        self.upstream.throttled || self.upstream.failing.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn load(connections: u64) -> Load {
+        Load { connections, ready: true, ..Load::default() }
+    }
+
+    fn certificate(serial: &str, from: i64) -> Certificate {
+        let not_before = Timestamp::from_second(from).expect("it is a time");
+        Certificate { serial: serial.to_owned(), not_before, ..Certificate::default() }
+    }
+
+    #[test]
+    fn silent_pods_count_by_what_they_said_last_and_then_by_what_was_known() {
+        let begin = Instant::now();
+        let later = begin + Duration::from_mins(10);
+        let mut book = Book::default();
+        book.begin("a", None, begin);
+        book.begin("b", Some(7), begin);
+        book.begin("c", None, begin);
+        book.answered("a", load(5), begin);
+        book.failed("a", "connection refused");
+        let sum = book.measured(later);
+        assert_eq!((sum.connections, sum.pods, sum.stale), (12, 3, 3));
+        book.answered("b", load(3), later);
+        let sum = book.measured(later);
+        assert_eq!((sum.connections, sum.stale), (8, 2));
+        let reports = book.reports(later);
+        assert!(reports["a"].is_stale() && reports["c"].is_stale() && !reports["b"].is_stale());
+        assert_eq!(reports["a"].problem.as_deref(), Some("connection refused"));
+        book.forget("a");
+        assert_eq!(book.measured(later).connections, 3);
+    }
+
+    #[test]
+    fn who_was_let_go_by_a_pod_that_is_gone_is_still_owed() {
+        let begin = Instant::now();
+        let second = |number| begin + Duration::from_secs(number);
+        let mut book = Book::default();
+        book.begin("a", None, begin);
+        book.begin("b", None, begin);
+        book.answered("a", Load { connections: 50, ..Load::default() }, second(0));
+        book.answered("b", Load { connects_total: 9, ..Load::default() }, second(0));
+        book.answered("a", Load { connections: 0, let_go_total: 50, ..Load::default() }, second(1));
+        book.forget("a");
+        assert_eq!(book.measured(second(2)).owed, 50);
+        book.answered("b", Load { connections: 20, connects_total: 29, ..Load::default() }, second(3));
+        let sum = book.measured(second(3));
+        assert_eq!((sum.connections, sum.owed), (20, 30));
+        assert_eq!(book.measured(second(63)).owed, 0);
+    }
+
+    #[test]
+    fn news_are_told_once_and_not_faster_than_they_may() {
+        let begin = Instant::now();
+        let after = |milliseconds| begin + Duration::from_millis(milliseconds);
+        let mut book = Book::default();
+        book.begin("a", None, begin);
+        assert!(!book.tell("a", after(0)), "it said nothing yet");
+        book.answered("a", load(0), after(0));
+        assert!(book.tell("a", after(0)), "it is ready");
+        assert!(!book.tell("a", after(0)));
+        book.answered("a", load(100), after(500));
+        assert!(!book.tell("a", after(500)), "too soon");
+        assert!(book.tell("a", after(1000)), "what was too soon is told later");
+        assert!(!book.tell("a", after(2000)));
+        assert!(book.tell("a", after(6000)), "it fell silent");
+        assert!(!book.tell("a", after(60_000)));
+    }
+
+    #[test]
+    fn a_new_certificate_is_served_when_it_is_served_at_every_port() {
+        let begin = Instant::now();
+        let mut book = Book::default();
+        book.begin("a", None, begin);
+        let serial = |book: &Book| book.reports(begin)["a"].served.clone().map(|certificate| certificate.serial);
+        book.served("a", vec![(1, certificate("01", 1)), (2, certificate("01", 1))], &[1, 2]);
+        assert_eq!(serial(&book).as_deref(), Some("01"));
+        book.served("a", vec![(2, certificate("02", 2))], &[1, 2]);
+        assert_eq!(serial(&book).as_deref(), Some("01"));
+        book.served("a", vec![(1, certificate("02", 2))], &[1, 2]);
+        assert_eq!(serial(&book).as_deref(), Some("02"));
+        book.served("a", vec![], &[3]);
+        assert_eq!(serial(&book), None);
+    }
+}
