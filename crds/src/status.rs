@@ -36,6 +36,12 @@ pub struct ProtocolGatewayStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["pod".into()]))]
     pub drains: Vec<Drain>,
+    /// How the last rebalance ended. Absent while there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_rebalance: Option<LastRebalance>,
+    /// How long things would take within the budget, with the pods and devices that there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outlook: Option<Outlook>,
     /// Certificates that the pods were seen to serve; one entry once a new certificate has reached all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["serial".into()]))]
@@ -82,14 +88,20 @@ pub struct Drain {
     pub pod: String,
     /// Why.
     pub cause: DrainCause,
+    /// What it is at.
+    #[serde(default)]
+    pub state: DrainState,
     /// Since when.
     pub started_at: Time,
     /// Until when.
     pub deadline: Time,
-    /// Devices still connected.
+    /// Devices still to be disconnected.
     pub remaining: i64,
-    /// Devices that may be disconnected per second.
+    /// Devices per second that the pod may have been allowed to disconnect, at most.
     pub rate_per_second: i64,
+    /// Devices that stay.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub down_to: i64,
     /// Which leader gave the order; orders of earlier ones are refused.
     pub epoch: i64,
 }
@@ -105,6 +117,53 @@ pub enum DrainCause {
     Eviction,
     /// Other pods have fewer devices.
     Rebalance,
+    /// The CA that vouched for the devices is trusted no more.
+    CertificateAuthority,
+}
+
+/// What a drain is at.
+#[derive(JsonSchema, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DrainState {
+    /// The pod leaves the Service; it disconnects nobody yet.
+    Leaving,
+    /// The pod disconnects devices.
+    #[default]
+    Draining,
+    /// Nobody is left, or the time is up: the pod may go.
+    Done,
+    /// The pod is wanted again; it has not heard of it yet.
+    Undoing,
+}
+
+fn is_zero(number: &i64) -> bool {
+    *number == 0
+}
+
+/// How a rebalance ended.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastRebalance {
+    /// When.
+    pub ended_at: Time,
+    /// How many in a row left the pods uneven: the next one is tried later each time.
+    #[serde(default)]
+    pub failures: i32,
+}
+
+/// How long things would take within the budget. `operator plan` says the same of other numbers.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Outlook {
+    /// Pods that the devices connected now need.
+    pub pods_needed: i32,
+    /// One pod is emptied, in seconds.
+    pub drain_seconds: i64,
+    /// All pods are replaced, in seconds.
+    pub rollout_seconds: i64,
+    /// A node with its share of the pods is emptied, in seconds.
+    pub node_drain_seconds: i64,
+    /// A node is lost: until its devices are connected again, in seconds. They come back by themselves, outside the budget.
+    pub node_loss_seconds: i64,
 }
 
 /// A certificate that pods were seen to serve.

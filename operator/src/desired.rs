@@ -19,7 +19,8 @@ use gateway_core::{
 use kube::{ResourceExt, core::DynamicObject};
 use serde::{Deserialize, Serialize};
 
-use crate::observe::Observed;
+pub use self::{config::drain_per_second as self_drain_per_second, workload::MIN_READY_S};
+use crate::{observe::Observed, scaling::Plan};
 
 /// What the operator itself was installed with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +67,7 @@ pub struct Problem {
 pub(crate) struct Context<'a> {
     gateway: &'a ProtocolGateway,
     observed: &'a Observed,
+    plan: &'a Plan,
     installation: &'a Installation,
     name: String,
     namespace: String,
@@ -84,11 +86,12 @@ pub(crate) struct Checked {
 pub fn desired(
     gateway: &ProtocolGateway,
     observed: &Observed,
+    plan: &Plan,
     installation: &Installation,
 ) -> Result<Desired, Invalid> {
     let name = gateway.name_any();
     let namespace = gateway.namespace().unwrap_or_default();
-    let context = Context { gateway, observed, installation, name, namespace };
+    let context = Context { gateway, observed, plan, installation, name, namespace };
     let choice = choose(&context)?;
     let mut problems = choice.problems;
     let configured = choice.in_force.as_ref().or(choice.wanted.as_ref());

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crds::status::DrainCause;
 use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::DeploymentStatus, core::v1::ServiceStatus};
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,18 @@ pub struct Observed {
     pub foreign: BTreeSet<String>,
     /// What the API server refused when it was applied last, with its words: a node port that is taken, for one.
     pub refused: Vec<Refusal>,
+    /// Autoscalers that are not the operator's and aim at this fleet, as `HorizontalPodAutoscaler name`.
+    pub autoscalers: Autoscalers,
+}
+
+/// Autoscalers of somebody else's, as `HorizontalPodAutoscaler name`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Autoscalers {
+    /// That aim at the Deployment: what they write is put right again.
+    pub of_deployment: BTreeSet<String>,
+    /// That aim at the ProtocolGateway.
+    pub of_gateway: BTreeSet<String>,
 }
 
 /// What this cluster can do beyond what every one can.
@@ -132,15 +145,27 @@ pub struct DeploymentFacts {
 }
 
 /// One pod of the fleet.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodFacts {
     /// Its name.
     pub name: String,
     /// Its condition Ready.
     pub ready: bool,
+    /// When `ready` became what it is.
+    pub ready_changed: Option<Timestamp>,
+    /// Its container does not run yet, or not any more: it holds no device.
+    pub stopped: bool,
+    /// When it was made.
+    pub created: Option<Timestamp>,
+    /// Label `pod-template-hash`.
+    pub template: String,
+    /// Annotation `controller.kubernetes.io/pod-deletion-cost`.
+    pub deletion_cost: Option<i32>,
     /// It was told to stop.
     pub terminating: bool,
+    /// When it will be killed, if it was told to stop.
+    pub ends: Option<Timestamp>,
     /// Why it does not run, if it does not: reason and message of its container or of its scheduling.
     pub trouble: Option<String>,
     /// What its admin port said; absent if it could not be asked.
@@ -150,13 +175,37 @@ pub struct PodFacts {
 }
 
 /// What a pod's admin port says.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Load {
-    /// Devices connected.
+    /// Devices connected or about to be.
     pub connections: i64,
+    /// How long ago it said so, in seconds.
+    pub age_s: i64,
     /// Why its upstream connections fail, if they do.
     pub upstream_failing: Option<String>,
+    /// The upstream takes less than it is sent.
+    pub upstream_throttled: bool,
+    /// Whom it lets go, by whose order ever.
+    pub drain: Option<DrainFacts>,
+}
+
+/// A drain as the pod that carries it out tells.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainFacts {
+    /// Why; absent if it was told to stop and nobody ordered anything.
+    #[serde(default)]
+    pub cause: Option<DrainCause>,
+    /// By which leader; 0 if by itself.
+    #[serde(default)]
+    pub epoch: i64,
+    /// Devices per second, 0 while it pauses.
+    #[serde(default)]
+    pub per_second: f64,
+    /// Devices still to go.
+    #[serde(default)]
+    pub remaining: i64,
 }
 
 /// What the API server did not take.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crds::{
     ProtocolGateway, ProtocolGatewayStatus,
-    status::{LastScale, PodPhase, PodStatus, ServedCertificate},
+    status::{Drain, DrainCause, LastScale, PodPhase, PodStatus, ServedCertificate},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
@@ -17,12 +17,14 @@ use crate::{
     desired::{Desired, Invalid, count},
     names,
     observe::{Observed, PodFacts},
+    scaling::Plan,
 };
 
-/// Says it.
+/// Says it. `plan` is persisted by it: orders are carried out once it is written.
 pub fn status(
     gateway: &ProtocolGateway,
     observed: &Observed,
+    plan: &Plan,
     decided: &Result<Desired, Invalid>,
 ) -> ProtocolGatewayStatus {
     let before = gateway.status.clone().unwrap_or_default();
@@ -32,12 +34,14 @@ pub fn status(
         ready_replicas: count(running.filter(|pod| pod.ready)),
         selector: names::selector_text(&gateway.name_any()),
         observed_generation: gateway.metadata.generation.unwrap_or(0),
-        conditions: conditions::conditions(gateway, observed, decided),
+        conditions: conditions::conditions(gateway, observed, plan, decided),
         connections: connections(&observed.pods),
-        pods: pods(observed, &before),
+        pods: pods(observed, plan),
         served_certificates: served(&observed.pods),
         last_scale: last_scale(observed, decided).or(before.last_scale),
-        drains: before.drains,
+        drains: plan.drains.clone(),
+        last_rebalance: plan.last_rebalance.clone(),
+        outlook: crate::plan::outlook_now(gateway, connections(&observed.pods)),
     }
 }
 
@@ -47,9 +51,10 @@ fn connections(pods: &[PodFacts]) -> Option<i64> {
     (!known.is_empty() || pods.is_empty()).then(|| known.iter().sum())
 }
 
-fn pods(observed: &Observed, before: &ProtocolGatewayStatus) -> Vec<PodStatus> {
+fn pods(observed: &Observed, plan: &Plan) -> Vec<PodStatus> {
     let phase = |pod: &PodFacts| {
-        let drains = before.drains.iter().any(|drain| drain.pod == pod.name);
+        let leaves = |drain: &Drain| drain.pod == pod.name && drain.cause == DrainCause::ScaleIn;
+        let drains = plan.drains.iter().any(leaves);
         match (pod.terminating, drains, pod.ready) {
             (true, _, _) => PodPhase::Terminating,
             (_, true, _) => PodPhase::Draining,

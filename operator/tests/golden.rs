@@ -13,9 +13,13 @@ use gateway_core::config::GatewayConfig;
 use operator::{
     desired::{self, Desired, Installation, Invalid},
     observe::Observed,
+    scaling::{self, Ledger, Plan},
     status::status,
 };
 use serde_json::{Value, json};
+
+/// The leader that decides.
+const EPOCH: i64 = 7;
 
 fn cases() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
@@ -30,12 +34,13 @@ fn read<T: serde::de::DeserializeOwned>(path: &Path) -> T {
     serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-fn decide(case: &Path) -> (ProtocolGateway, Observed, Result<Desired, Invalid>) {
+fn decide(case: &Path) -> (ProtocolGateway, Observed, Plan, Result<Desired, Invalid>) {
     let gateway: ProtocolGateway = read(&case.join("gateway.yaml"));
     let observed: Observed = read(&case.join("observed.yaml"));
     let installation = Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned() };
-    let decided = desired::desired(&gateway, &observed, &installation);
-    (gateway, observed, decided)
+    let plan = scaling::plan(&gateway, &observed, EPOCH, &Ledger::new(0));
+    let decided = desired::desired(&gateway, &observed, &plan, &installation);
+    (gateway, observed, plan, decided)
 }
 
 fn shown(decided: &Result<Desired, Invalid>) -> Value {
@@ -58,9 +63,9 @@ fn compare(path: &Path, value: &Value, stale: &mut Vec<String>) {
 fn every_case_comes_out_as_it_was_agreed() {
     let mut stale = Vec::new();
     for case in cases() {
-        let (gateway, observed, decided) = decide(&case);
+        let (gateway, observed, plan, decided) = decide(&case);
         compare(&case.join("desired.yaml"), &shown(&decided), &mut stale);
-        compare(&case.join("status.yaml"), &json!(status(&gateway, &observed, &decided)), &mut stale);
+        compare(&case.join("status.yaml"), &json!(status(&gateway, &observed, &plan, &decided)), &mut stale);
     }
     assert!(stale.is_empty(), "{}", stale.join("\n"));
 }
@@ -68,12 +73,12 @@ fn every_case_comes_out_as_it_was_agreed() {
 #[test]
 fn the_same_is_said_twice_and_a_status_that_was_written_stays() {
     for case in cases() {
-        let (mut gateway, mut observed, decided) = decide(&case);
-        assert_eq!(decide(&case).2, decided, "{}", case.display());
-        let first = status(&gateway, &observed, &decided);
+        let (mut gateway, mut observed, plan, decided) = decide(&case);
+        assert_eq!(decide(&case).3, decided, "{}", case.display());
+        let first = status(&gateway, &observed, &plan, &decided);
         gateway.status = Some(first.clone());
         observed.now += jiff::SignedDuration::from_secs(60);
-        let mut second = status(&gateway, &observed, &decided);
+        let mut second = status(&gateway, &observed, &plan, &decided);
         // a change of scale that is still ahead is dated anew
         second.last_scale = first.last_scale.clone();
         assert_eq!(second, first, "{}", case.display());
@@ -85,9 +90,10 @@ fn pods_are_replaced_only_for_what_a_running_gateway_cannot_follow() {
     let case = cases().remove(0);
     let installation = Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned() };
     let templates = |change: fn(&mut ProtocolGateway)| {
-        let (mut gateway, observed, _) = decide(&case);
+        let (mut gateway, observed, ..) = decide(&case);
         change(&mut gateway);
-        let desired = desired::desired(&gateway, &observed, &installation).expect("the spec is right");
+        let plan = scaling::plan(&gateway, &observed, EPOCH, &Ledger::new(0));
+        let desired = desired::desired(&gateway, &observed, &plan, &installation).expect("the spec is right");
         let of_kind = |kind: &str, path: &str| {
             let objects = desired.objects.iter().map(|object| json!(object));
             objects.filter(|object| object["kind"] == kind).map(|object| object.pointer(path).cloned()).next().flatten()
@@ -107,7 +113,7 @@ fn pods_are_replaced_only_for_what_a_running_gateway_cannot_follow() {
 #[test]
 fn no_pod_has_rights_that_it_does_not_need() {
     for case in cases() {
-        let Ok(desired) = decide(&case).2 else { continue };
+        let Ok(desired) = decide(&case).3 else { continue };
         for object in desired.objects.iter().map(|object| json!(object)).filter(|object| object["kind"] == "Deployment")
         {
             let pod = &object["spec"]["template"]["spec"];
@@ -127,7 +133,7 @@ fn no_pod_has_rights_that_it_does_not_need() {
 #[test]
 fn every_object_is_owned_named_within_63_and_labelled() {
     for case in cases() {
-        let (gateway, _, Ok(desired)) = decide(&case) else { continue };
+        let (gateway, _, _, Ok(desired)) = decide(&case) else { continue };
         for object in &desired.objects {
             let title = desired::title(object);
             let metadata = &object.metadata;
@@ -145,7 +151,7 @@ fn every_object_is_owned_named_within_63_and_labelled() {
 #[test]
 fn the_written_configuration_is_one_that_a_gateway_takes() {
     for case in cases() {
-        let Ok(desired) = decide(&case).2 else { continue };
+        let Ok(desired) = decide(&case).3 else { continue };
         let objects = desired.objects.iter().map(|object| json!(object));
         for object in objects.filter(|object| object["kind"] == "ConfigMap") {
             let text = object["data"]["gateway.yaml"].as_str().expect("it holds the file");

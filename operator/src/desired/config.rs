@@ -33,7 +33,7 @@ pub(super) fn wanted(context: &Context<'_>) -> Result<Checked, Invalid> {
 }
 
 /// One pod's share of the budget where nobody coordinates them: all pods that there may be can stop at once.
-fn drain_per_second(spec: &ProtocolGatewaySpec) -> i64 {
+pub fn drain_per_second(spec: &ProtocolGatewaySpec) -> i64 {
     let pods = spec.scaling.as_ref().map_or(spec.replicas, |scaling| scaling.max_replicas.max(spec.replicas));
     (spec.reconnects.per_second / i64::from(pods.max(1))).max(1)
 }

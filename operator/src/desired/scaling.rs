@@ -1,6 +1,5 @@
 //! How many pods: what the Deployment is told, who changes the spec's number, and how many may go at a time.
 
-use crds::status::Drain;
 use k8s_openapi::{
     api::{
         autoscaling::v2::{
@@ -14,32 +13,18 @@ use k8s_openapi::{
 };
 use kube::core::DynamicObject;
 
-use super::{Context, count, object};
+use planner::{Millis, autoscale};
+
+use super::{Context, object};
 use crate::{names, observe::CustomMetrics};
 
 /// Object metric on the ProtocolGateway: devices connected, on draining pods too. The name is API.
 const METRIC: &str = "gateway_connections";
 
-/// What the Deployment is told. Autoscalers write the ProtocolGateway and never the Deployment, so it is always said.
-///
-/// More pods come at once. Fewer come when the planned drains are done, and never in the middle of a rollout: a Deployment
-/// that rolls takes pods from all its templates, not those that were drained.
+/// What the Deployment is told: what the plan says, so that only pods go that were drained. Autoscalers write the
+/// ProtocolGateway and never the Deployment, so it is always said.
 pub(super) fn replicas(context: &Context<'_>) -> i32 {
-    let wanted = context.gateway.spec.replicas;
-    let Some(deployment) = &context.observed.deployment else { return wanted };
-    let current = deployment.replicas;
-    if wanted >= current {
-        return wanted;
-    }
-    let status = &deployment.status;
-    let rolls = status.observed_generation.unwrap_or(0) < deployment.generation
-        || status.updated_replicas.unwrap_or(0) != status.replicas.unwrap_or(0);
-    if rolls && status.replicas.unwrap_or(0) > 0 && wanted > 0 {
-        return current;
-    }
-    let drains = context.gateway.status.as_ref().map_or(&[][..], |status| &status.drains);
-    let runs = |drain: &&Drain| drain.remaining > 0 && drain.deadline.0 > context.observed.now;
-    wanted.saturating_add(count(drains.iter().filter(runs))).min(current)
+    context.plan.replicas.unwrap_or(context.gateway.spec.replicas)
 }
 
 pub(super) fn objects(context: &Context<'_>) -> Vec<DynamicObject> {
@@ -82,20 +67,27 @@ fn autoscaler(context: &Context<'_>) -> Option<DynamicObject> {
     Some(object(&HorizontalPodAutoscaler { metadata, spec: Some(spec), status: None }))
 }
 
-/// Up at once and by as much again; down by one pod every two minutes, after long quiet: devices must reconnect.
+/// Up at once and by as much again; down by one pod every two minutes, after long quiet: devices must reconnect. Where the
+/// operator scales by itself it follows the same rule.
 fn behavior(scale_down_s: i32) -> HorizontalPodAutoscalerBehavior {
-    let policy =
-        |type_: &str, value, period_seconds| HPAScalingPolicy { type_: type_.to_owned(), value, period_seconds };
+    let policy = |type_: &str, value, period: Millis| {
+        let period_seconds = i32::try_from(period / 1000).unwrap_or(i32::MAX);
+        HPAScalingPolicy { type_: type_.to_owned(), value, period_seconds }
+    };
+    let pods = |pods: u32| i32::try_from(pods).unwrap_or(i32::MAX);
     HorizontalPodAutoscalerBehavior {
         scale_up: Some(HPAScalingRules {
             stabilization_window_seconds: Some(0),
-            policies: Some(vec![policy("Percent", 100, 30), policy("Pods", 4, 30)]),
+            policies: Some(vec![
+                policy("Percent", 100, autoscale::UP_PERIOD),
+                policy("Pods", pods(autoscale::UP_PODS), autoscale::UP_PERIOD),
+            ]),
             select_policy: Some("Max".to_owned()),
             tolerance: None,
         }),
         scale_down: Some(HPAScalingRules {
             stabilization_window_seconds: Some(scale_down_s),
-            policies: Some(vec![policy("Pods", 1, 120)]),
+            policies: Some(vec![policy("Pods", pods(autoscale::DOWN_PODS), autoscale::DOWN_PERIOD)]),
             select_policy: Some("Min".to_owned()),
             tolerance: None,
         }),

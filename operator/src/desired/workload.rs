@@ -35,7 +35,7 @@ const PRE_STOP_S: i64 = 5;
 /// What a pod needs beyond its shutdown time-out to end.
 const GRACE_MARGIN_S: u64 = 10;
 /// How long a new pod must be ready before an old one goes: load balancers have to find it.
-const MIN_READY_S: i32 = 10;
+pub const MIN_READY_S: i32 = 10;
 
 pub(super) fn deployment(context: &Context<'_>, checked: &Checked) -> DynamicObject {
     let spec = DeploymentSpec {

@@ -1,5 +1,7 @@
 //! The conditions: each says in its message what is, and what to do where something must be done.
 
+mod scaling;
+
 use crds::{ProtocolGateway, cluster::ServiceType};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
@@ -8,6 +10,7 @@ use crate::{
     desired::{Desired, Invalid, count},
     names,
     observe::{CustomMetrics, Observed, PodFacts},
+    scaling::Plan,
 };
 
 /// What a condition says.
@@ -24,7 +27,12 @@ fn verdict(holds: impl Into<Option<bool>>, reason: &str, message: impl Into<Stri
 
 type Decided = Result<Desired, Invalid>;
 
-pub(super) fn conditions(gateway: &ProtocolGateway, observed: &Observed, decided: &Decided) -> Vec<Condition> {
+pub(super) fn conditions(
+    gateway: &ProtocolGateway,
+    observed: &Observed,
+    plan: &Plan,
+    decided: &Decided,
+) -> Vec<Condition> {
     let mut verdicts = vec![
         ("Ready", ready(gateway, observed, decided)),
         ("Progressing", progressing(gateway, observed, decided)),
@@ -35,6 +43,7 @@ pub(super) fn conditions(gateway: &ProtocolGateway, observed: &Observed, decided
     if gateway.spec.scaling.is_some() {
         verdicts.push(("MetricsApiAvailable", metrics_api(observed)));
     }
+    verdicts.extend(scaling::verdicts(gateway, observed, plan));
     verdicts.into_iter().map(|(type_, verdict)| condition(gateway, observed, type_, verdict)).collect()
 }
 

@@ -12,6 +12,10 @@ pub(crate) struct Arguments {
     /// Levels to run; without one, all that this machine can run (with CI=true a level left out is a failure)
     #[arg(value_enum, value_name = "LEVEL")]
     levels: Vec<Level>,
+
+    /// Fleets that the simulation of the drain planner runs, in level code [default: 10000]
+    #[arg(long, value_name = "N")]
+    seeds: Option<u64>,
 }
 
 /// From cheap to dear.
@@ -42,9 +46,14 @@ impl Level {
         }
     }
 
-    fn run(self) -> anyhow::Result<()> {
+    fn run(self, seeds: Option<u64>) -> anyhow::Result<()> {
         match self {
-            Self::Code => process::run(Command::new(env!("CARGO")).args(["test", "--workspace", "--locked"])),
+            Self::Code => {
+                let mut command = Command::new(env!("CARGO"));
+                command.args(["test", "--workspace", "--locked"]);
+                seeds.iter().for_each(|seeds| drop(command.env("SEEDS", seeds.to_string())));
+                process::run(&mut command)
+            }
             Self::Sdk => clients::sdk(),
             Self::Clients => clients::mqtt(),
             Self::Api => cluster::test("api", "api*"),
@@ -67,7 +76,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let begun = Instant::now();
         let found = match level.missing() {
             Some(why) => Found::LeftOut(why),
-            None => match step::step(&format!("level {level:?}").to_lowercase(), || level.run()) {
+            None => match step::step(&format!("level {level:?}").to_lowercase(), || level.run(arguments.seeds)) {
                 Ok(()) => Found::Passed,
                 Err(error) => Found::Failed(format!("{error:#}")),
             },

@@ -1,0 +1,306 @@
+//! The reconnect budget: who may let how many devices go, so that at no instant the fleet may let go more than it is allowed.
+//!
+//! What was handed out is counted until the pod is known not to have it any more: it confirmed an order for less and the
+//! second after that has passed, or the order's lease ran out. Whoever takes over counts what the plan says was handed out.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    model::{Cause, Drain, Millis, Order, Pod, State},
+    view::View,
+};
+
+/// How long an order holds unless it is given again.
+pub const LEASE: Millis = 15_000;
+/// When it is given again.
+pub const RENEWAL: Millis = 5_000;
+/// How long after it was sent an order may still arrive: those who send it give up then.
+pub const ORDER_TIMEOUT: Millis = 5_000;
+/// How often to look while pods drain.
+pub const STEP: Millis = 2_000;
+/// Devices are counted per second: what a pod may have let go a moment ago counts.
+const WINDOW: Millis = 1_000;
+/// How long an order that was sent counts: it may arrive late, and what was let go a moment ago counts.
+const TAKEN_FOR: Millis = ORDER_TIMEOUT + LEASE + WINDOW;
+/// So many pods at most let devices go at a time: what one finishes with, the others go on.
+pub(crate) const WIDTH: usize = 4;
+/// An order that was not answered is given again after so long.
+const RETRY: Millis = 2_000;
+
+/// What one leader told the pods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ledger {
+    since: Millis,
+    grants: BTreeMap<String, Grant>,
+}
+
+/// What one pod was told: it may be letting `high` go until one time, `low` until a later one, and nobody after that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Grant {
+    high: u32,
+    high_until: Millis,
+    low: u32,
+    low_until: Millis,
+    /// The last order and when it was sent.
+    sent: (Order, Millis),
+    /// It confirmed the last order.
+    confirmed: bool,
+}
+
+impl Grant {
+    fn at(&self, now: Millis) -> u32 {
+        let low = if now < self.low_until { self.low } else { 0 };
+        if now < self.high_until { self.high.max(low) } else { low }
+    }
+
+    fn has_lapsed(&self, now: Millis) -> bool {
+        now >= self.high_until.max(self.low_until)
+    }
+}
+
+impl Ledger {
+    /// Of a leader that took over at this time.
+    pub fn new(since: Millis) -> Self {
+        Self { since, grants: BTreeMap::new() }
+    }
+
+    /// When this leader took over.
+    pub fn since(&self) -> Millis {
+        self.since
+    }
+
+    /// To be called before an order is sent; `drain` is what is persisted for the pod. Whether it arrives is not known.
+    pub fn sending(&mut self, drain: Option<&Drain>, pod: &str, order: Order, now: Millis) {
+        let rate = order.per_second();
+        let lapses_at = now + TAKEN_FOR;
+        let inherited = drain.filter(|drain| self.inherits(drain, now));
+        let (mut high, mut high_until, mut low) = match (self.grants.get(pod), inherited) {
+            // what was high is over
+            (Some(grant), _) if now >= grant.high_until => (grant.low, grant.low_until, 0),
+            (Some(grant), _) => (grant.high, grant.high_until, grant.low),
+            (None, Some(drain)) => (drain.per_second, self.since + TAKEN_FOR, 0),
+            (None, None) => (0, now, 0),
+        };
+        if rate >= high || now >= high_until {
+            (high, high_until) = (rate, lapses_at);
+        }
+        low = low.max(rate);
+        let grant = Grant { high, high_until, low, low_until: lapses_at, sent: (order, now), confirmed: false };
+        self.grants.insert(pod.to_owned(), grant);
+    }
+
+    /// To be called when the pod took the order that was sent last.
+    pub fn confirmed(&mut self, pod: &str, now: Millis) {
+        if let Some(grant) = self.grants.get_mut(pod) {
+            grant.high_until = grant.high_until.min(now + WINDOW);
+            grant.low = grant.sent.0.per_second();
+            grant.low_until = now + LEASE + WINDOW;
+            grant.confirmed = true;
+        }
+    }
+
+    /// To be called before each step: forgets pods that are gone, once what they let go last is a second ago.
+    pub fn retain(&mut self, exists: impl Fn(&str) -> bool, now: Millis) {
+        self.grants.retain(|pod, grant| {
+            if !exists(pod) {
+                grant.high = grant.at(now);
+                grant.high_until = grant.high_until.max(grant.low_until).min(now + WINDOW);
+                grant.low_until = grant.low_until.min(now);
+                return !grant.has_lapsed(now);
+            }
+            true
+        });
+    }
+
+    /// Devices per second that pods which are gone may have let go a moment ago.
+    fn of_gone(&self, view: &View<'_>) -> u32 {
+        let gone = self.grants.iter().filter(|(pod, _)| view.pod(pod).is_none());
+        gone.map(|(_, grant)| grant.at(view.now())).fold(0, u32::saturating_add)
+    }
+
+    /// Devices per second that a pod may be letting go by what this leader told it.
+    pub fn outstanding(&self, pod: &str, now: Millis) -> u32 {
+        self.grants.get(pod).map_or(0, |grant| grant.at(now))
+    }
+
+    /// The same, counting with what earlier leaders told it.
+    pub(crate) fn held(&self, drain: &Drain, now: Millis) -> u32 {
+        if self.inherits(drain, now) { drain.per_second } else { self.outstanding(&drain.pod, now) }
+    }
+
+    /// An order of an earlier leader may still be in force.
+    fn inherits(&self, drain: &Drain, now: Millis) -> bool {
+        !self.knows(&drain.pod) && now < self.since + TAKEN_FOR
+    }
+
+    /// It was told something by this leader.
+    fn knows(&self, pod: &str) -> bool {
+        self.grants.contains_key(pod)
+    }
+
+    /// Whether a pod may be forgotten: it knows that it is not to let anybody go, or was never told, or its lease ran out.
+    pub(crate) fn is_free(&self, drain: &Drain, now: Millis) -> bool {
+        let undone = |grant: &Grant| grant.has_lapsed(now) || (grant.confirmed && grant.sent.0 == Order::Undrain);
+        self.grants.get(&drain.pod).is_none_or(undone) && self.held(drain, now) == 0
+    }
+
+    /// Whether a pod is to be told now: something new, or the same again before its lease runs out.
+    pub(crate) fn is_due(&self, pod: &str, order: Order, now: Millis) -> bool {
+        let Some(grant) = self.grants.get(pod) else { return true };
+        let (before, at) = grant.sent;
+        let wait = if grant.confirmed { RENEWAL } else { RETRY };
+        before != order || now - at >= wait
+    }
+
+    /// Whether the pod follows an order of ours: it does nothing by itself.
+    pub(crate) fn follows(&self, pod: &str, now: Millis) -> bool {
+        self.grants.get(pod).is_some_and(|grant| grant.confirmed && !grant.has_lapsed(now))
+    }
+}
+
+/// Says in each drain the most that its pod may have, and returns what it is to be told, by pod.
+pub(crate) fn allot(view: &View<'_>, drains: &mut [Drain]) -> BTreeMap<String, u32> {
+    let budget = view.input.spec.per_second;
+    let held: BTreeMap<&str, Held> = view.input.pods.iter().map(|pod| (pod.name.as_str(), Held::of(view, pod))).collect();
+    let taken = held.values().fold(of_gone(view), |sum, held| sum.saturating_add(held.all()));
+    let (mut free, over) = (budget.saturating_sub(taken), taken.saturating_sub(budget));
+    let queue = queue(view, drains);
+    let share = shares(budget, queue.len());
+    let mut rates = BTreeMap::new();
+    for (place, index) in queue.into_iter().enumerate() {
+        let drain = &drains[index];
+        let had = held.get(drain.pod.as_str()).copied().unwrap_or_default();
+        // what it would let go by itself it may be told to, as far as there is room for it
+        let has = had.all().saturating_sub(over).max(had.told);
+        let rate = share(place).min(has.saturating_add(free));
+        free -= rate.saturating_sub(has);
+        rates.insert(drain.pod.clone(), rate);
+    }
+    for drain in drains.iter_mut() {
+        let held = held.get(drain.pod.as_str()).copied().unwrap_or_default();
+        drain.per_second = rates.get(&drain.pod).copied().unwrap_or(0).max(held.all());
+    }
+    rates
+}
+
+/// Devices per second that one pod may be letting go.
+#[derive(Clone, Copy, Default)]
+struct Held {
+    /// As it was told.
+    told: u32,
+    /// By itself.
+    by_itself: u32,
+}
+
+impl Held {
+    fn of(view: &View<'_>, pod: &Pod) -> Self {
+        let ledger = view.input.ledger;
+        let drain = view.input.drains.iter().find(|drain| drain.pod == pod.name);
+        let told = drain.map_or_else(
+            || ledger.outstanding(&pod.name, view.now()),
+            |drain| ledger.held(drain, view.now()),
+        );
+        Self { told, by_itself: by_itself(view, pod) }
+    }
+
+    fn all(self) -> u32 {
+        self.told.max(self.by_itself)
+    }
+}
+
+/// Devices per second that pods which are gone may have let go a moment ago.
+fn of_gone(view: &View<'_>) -> u32 {
+    let ledger = view.input.ledger;
+    let planned = view.input.drains.iter().filter(|drain| view.pod(&drain.pod).is_none() && !ledger.knows(&drain.pod));
+    let inherited = planned.map(|drain| ledger.held(drain, view.now())).fold(0, u32::saturating_add);
+    ledger.of_gone(view).saturating_add(inherited)
+}
+
+/// What a pod may let go without having been told: it was told to stop, and nobody orders anything.
+fn by_itself(view: &View<'_>, pod: &Pod) -> u32 {
+    let recent = pod.load.as_ref().filter(|load| load.age < TAKEN_FOR);
+    let reported = recent.and_then(|load| load.drain).map_or(0, |drain| drain.per_second);
+    let follows = view.input.ledger.follows(&pod.name, view.now());
+    match (follows, pod.ends.is_some()) {
+        (true, _) => 0,
+        (false, true) if !pod.is_empty() => reported.max(view.input.spec.self_per_second),
+        (false, _) => reported,
+    }
+}
+
+/// Equal parts for the first few of the queue, whole numbers, the rest to the first.
+fn shares(budget: u32, queue: usize) -> impl Fn(usize) -> u32 {
+    let width = queue.min(WIDTH).min(budget as usize).max(1) as u32;
+    move |place| match place as u32 {
+        0 => budget / width + budget % width,
+        place if place < width => budget / width,
+        _ => 0,
+    }
+}
+
+/// Drains that may let devices go now, the most urgent first.
+fn queue(view: &View<'_>, drains: &[Drain]) -> Vec<usize> {
+    let pressed = is_pressed(view, drains);
+    let may_go = |drain: &Drain| {
+        let Some(pod) = view.pod(&drain.pod).filter(|pod| pod.is_fresh()) else { return false };
+        drain.state == State::Draining && drain.remaining > 0 && has_where_to_go(view, drain, pod, pressed)
+    };
+    let mut queue: Vec<usize> = (0..drains.len()).filter(|index| may_go(&drains[*index])).collect();
+    queue.sort_by(|a, b| urgency(view, &drains[*a]).cmp(&urgency(view, &drains[*b])));
+    if pressed {
+        // one after the other is the most that can be done for deadlines
+        queue.truncate(1);
+    }
+    queue
+}
+
+fn urgency<'d>(view: &View<'_>, drain: &'d Drain) -> (bool, Millis, Cause, u64, &'d str) {
+    let ends = ends(view, drain);
+    match drain.cause {
+        _ if ends => (false, drain.deadline, drain.cause, 0, &drain.pod),
+        // the fullest first
+        Cause::Rebalance => (true, drain.started_at, drain.cause, u64::MAX - drain.remaining, &drain.pod),
+        _ => (true, drain.started_at, drain.cause, 0, &drain.pod),
+    }
+}
+
+fn ends(view: &View<'_>, drain: &Drain) -> bool {
+    view.pod(&drain.pod).is_some_and(|pod| pod.ends.is_some())
+}
+
+/// Nobody is let go who has nowhere to go, or would come to a pod that is about to be replaced; but for a deadline.
+fn has_where_to_go(view: &View<'_>, drain: &Drain, pod: &Pod, pressed: bool) -> bool {
+    if pod.ends.is_some() {
+        let nobody_stays = view.input.spec.replicas == 0;
+        return pressed || nobody_stays || (view.has_place() && !view.has_outdated_place());
+    }
+    match drain.cause {
+        Cause::ScaleIn => view.has_place() || view.input.spec.replicas == 0,
+        _ => view.has_place(),
+    }
+}
+
+/// Whether pods that end must be emptied now, one after the other, to be done before they are killed.
+pub(crate) fn is_pressed(view: &View<'_>, drains: &[Drain]) -> bool {
+    let mut ending: Vec<(Millis, u64)> = drains
+        .iter()
+        .filter(|drain| drain.remaining > 0 && ends(view, drain))
+        .map(|drain| (drain.deadline, drain.remaining))
+        .collect();
+    ending.sort_unstable();
+    let mut before = 0;
+    ending.into_iter().any(|(deadline, remaining)| {
+        before += remaining;
+        // a fifth is kept for orders that are late
+        seconds_for(before, view.input.spec.per_second) * 1250 >= deadline - view.now()
+    })
+}
+
+/// Seconds that it takes to let so many go.
+pub fn seconds_for(devices: u64, per_second: u32) -> i64 {
+    match per_second {
+        0 if devices > 0 => i64::from(u32::MAX),
+        0 => 0,
+        rate => i64::try_from(devices.div_ceil(u64::from(rate))).unwrap_or(i64::from(u32::MAX)),
+    }
+}

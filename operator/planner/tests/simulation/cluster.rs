@@ -1,0 +1,205 @@
+//! Kubernetes as far as a fleet notices it: a Deployment that surges by one, a ReplicaSet that chooses whom to delete, kubelets
+//! that probe, a load balancer of connections.
+
+use planner::{Millis, upstream::Upstream};
+
+use crate::{
+    gateway::{Gateway, Stop},
+    random::Random,
+    world::{TICK, log},
+};
+
+/// How long a new pod must be ready before an old one goes.
+const MIN_READY: Millis = 4_000;
+
+/// A pod and the process in it.
+pub(crate) struct SimPod {
+    pub(crate) name: String,
+    pub(crate) template: u32,
+    pub(crate) created: Millis,
+    /// When its process listens.
+    pub(crate) runs_at: Millis,
+    pub(crate) ready: bool,
+    pub(crate) ready_changed: Millis,
+    pub(crate) next_probe: Millis,
+    pub(crate) ends: Option<Millis>,
+    pub(crate) cost: Option<i32>,
+    /// What the ReplicaSet's controller knows: a moment behind.
+    seen_cost: i32,
+    seen_ready: bool,
+    pub(crate) gateway: Gateway,
+    /// What was last heard of it, and when.
+    pub(crate) report: Option<(planner::Load, Millis)>,
+    /// It neither answers nor takes orders until then.
+    pub(crate) silent_until: Millis,
+    /// It takes orders, but its answers are lost until then.
+    pub(crate) mute_until: Millis,
+    /// Its answers make no sense until then.
+    pub(crate) lies_until: Millis,
+    /// Its probe fails until then.
+    pub(crate) blinks_until: Millis,
+}
+
+impl SimPod {
+    pub(crate) fn runs(&self, now: Millis) -> bool {
+        now >= self.runs_at
+    }
+
+    fn is_available(&self, now: Millis) -> bool {
+        self.ready && now - self.ready_changed >= MIN_READY
+    }
+
+    pub(crate) fn probe(&mut self, now: Millis, random: &mut Random) {
+        if now < self.next_probe {
+            return;
+        }
+        self.next_probe = now + random.between(1, 5) * TICK;
+        let ready = self.runs(now) && self.gateway.wants_devices() && now >= self.blinks_until;
+        if ready != self.ready {
+            self.ready = ready;
+            self.ready_changed = now;
+        }
+    }
+
+    pub(crate) fn scrape(&mut self, now: Millis, upstream: Upstream) {
+        if self.runs(now) && now >= self.silent_until.max(self.mute_until).max(self.lies_until) {
+            self.report = Some((self.gateway.load(now, upstream), now));
+        }
+    }
+}
+
+/// The Deployment with its controllers.
+pub(crate) struct Cluster {
+    pub(crate) pods: Vec<SimPod>,
+    pub(crate) replicas: u32,
+    pub(crate) template: u32,
+    /// What its controller has seen of both.
+    seen: (u32, u32),
+    next_pod: u32,
+    /// New pods do not become ready while this holds.
+    pub(crate) stuck_until: Millis,
+    pub(crate) loud: bool,
+}
+
+/// What a told pod gets.
+#[derive(Clone, Copy)]
+pub(crate) struct Grace {
+    pub(crate) drain_timeout: Millis,
+    pub(crate) self_per_second: u32,
+}
+
+impl Cluster {
+    pub(crate) fn new(replicas: u32, loud: bool) -> Self {
+        let seen = (replicas, 0);
+        Self { pods: Vec::new(), replicas, template: 0, seen, next_pod: 0, stuck_until: 0, loud }
+    }
+
+    pub(crate) fn is_behind(&self) -> bool {
+        self.seen != (self.replicas, self.template)
+    }
+
+    fn alive(&self) -> impl Iterator<Item = &SimPod> {
+        self.pods.iter().filter(|pod| pod.ends.is_none())
+    }
+
+    pub(crate) fn alive_count(&self) -> u32 {
+        self.alive().count() as u32
+    }
+
+    pub(crate) fn is_rolling(&self) -> bool {
+        self.alive().any(|pod| pod.template != self.template)
+    }
+
+    pub(crate) fn control(&mut self, now: Millis, grace: Grace, random: &mut Random) -> Vec<usize> {
+        self.seen = (self.replicas, self.template);
+        let mut deleted = Vec::new();
+        if self.alive().any(|pod| pod.template != self.template) {
+            self.roll(now, grace, random);
+        } else {
+            let (alive, wanted) = (self.alive_count(), self.replicas);
+            (alive..wanted).for_each(|_| self.create(now, random));
+            for _ in wanted..alive {
+                let index = self.first_to_go(|_| true).expect("more are alive than wanted");
+                self.stop(index, now, grace);
+                deleted.push(index);
+            }
+        }
+        for pod in &mut self.pods {
+            (pod.seen_cost, pod.seen_ready) = (pod.cost.unwrap_or(0), pod.ready);
+        }
+        deleted
+    }
+
+    /// One more than wanted at most, none fewer available; old pods that are not ready go first.
+    fn roll(&mut self, now: Millis, grace: Grace, random: &mut Random) {
+        let (template, wanted) = (self.template, self.replicas);
+        let new = self.alive().filter(|pod| pod.template == template).count() as u32;
+        let new_unavailable =
+            self.alive().filter(|pod| pod.template == template && !pod.is_available(now)).count() as u32;
+        if new < wanted && self.alive_count() <= wanted {
+            self.create(now, random);
+        }
+        let sick = |pod: &SimPod| pod.template != template && !pod.seen_ready;
+        while self.alive_count() > wanted + new_unavailable {
+            let Some(index) = self.first_to_go(sick) else { break };
+            self.stop(index, now, grace);
+        }
+        let available = self.alive().filter(|pod| pod.is_available(now)).count() as u32;
+        if available > wanted || wanted == 0 {
+            let index = self.first_to_go(|pod| pod.template != template);
+            index.into_iter().for_each(|index| self.stop(index, now, grace));
+        }
+    }
+
+    /// Not ready before ready, cheap before dear, recently ready before long ready, young before old.
+    fn first_to_go(&self, of: impl Fn(&SimPod) -> bool) -> Option<usize> {
+        let candidates =
+            (0..self.pods.len()).filter(|index| self.pods[*index].ends.is_none() && of(&self.pods[*index]));
+        candidates.min_by_key(|index| {
+            let pod = &self.pods[*index];
+            (pod.seen_ready, pod.seen_cost, -pod.ready_changed, -pod.created)
+        })
+    }
+
+    fn create(&mut self, now: Millis, random: &mut Random) {
+        let name = format!("p{}", self.next_pod);
+        self.next_pod += 1;
+        log(self.loud, now, || format!("{name} is made of template {}", self.template));
+        self.pods.push(SimPod {
+            name,
+            template: self.template,
+            created: now,
+            runs_at: (now + random.between(1, 10) * TICK).max(self.stuck_until),
+            ready: false,
+            ready_changed: now,
+            next_probe: now,
+            ends: None,
+            cost: None,
+            seen_cost: 0,
+            seen_ready: false,
+            gateway: Gateway::default(),
+            report: None,
+            silent_until: 0,
+            mute_until: 0,
+            lies_until: 0,
+            blinks_until: 0,
+        });
+    }
+
+    pub(crate) fn stop(&mut self, index: usize, now: Millis, grace: Grace) {
+        let pod = &mut self.pods[index];
+        let devices = pod.gateway.devices.len();
+        log(self.loud, now, || format!("{} is told to stop with {devices} devices", pod.name));
+        pod.ends = Some(now + grace.drain_timeout + 30_000);
+        pod.ready = false;
+        pod.ready_changed = now;
+        pod.gateway.stop(Stop { at: now, deadline: now + grace.drain_timeout, per_second: grace.self_per_second });
+    }
+
+    /// Where the load balancer sends a connection; it hears of changes a moment late.
+    pub(crate) fn place(&self, random: &mut Random) -> Option<usize> {
+        let ready = |index: &usize| self.pods[*index].seen_ready && self.pods[*index].ends.is_none();
+        let places: Vec<usize> = (0..self.pods.len()).filter(ready).collect();
+        (!places.is_empty()).then(|| places[random.below(places.len())])
+    }
+}

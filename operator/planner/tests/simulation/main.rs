@@ -1,0 +1,109 @@
+//! Fleets in a world that goes wrong: a seed is a cluster with its Deployment controller, its load balancer, its devices, users who
+//! change their minds, pods that die, lag and lie, and operators that die between any two steps. Virtual time; the judge knows
+//! only what devices and pods went through.
+//!
+//! `SEEDS` says how many fleets; `SEED` runs a single one and tells what happens in it.
+
+#[cfg(test)]
+mod cluster;
+#[cfg(test)]
+mod gateway;
+#[cfg(test)]
+mod judge;
+#[cfg(test)]
+mod leader;
+#[cfg(test)]
+mod random;
+#[cfg(test)]
+mod world;
+
+use std::{
+    panic,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+};
+
+use judge::Tally;
+use world::{Script, World};
+
+const SEEDS_DEFAULT: u64 = 10_000;
+
+/// Seeds that failed once, whatever the reason was.
+const FAILED_ONCE: [u64; 0] = [];
+
+fn run(seed: u64, script: Script) -> Tally {
+    let mut world = World::new(seed, script);
+    world.live();
+    world.rest();
+    world.judge.tally
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a number of seeds, not {text:?}")))
+}
+
+/// Runs seeds on all cores; panics with the smallest that failed.
+fn run_all(seeds: impl Fn(u64) -> u64 + Sync, count: u64, script: Script) -> Tally {
+    let next = AtomicU64::new(0);
+    let failed = AtomicU64::new(u64::MAX);
+    let work = || {
+        let mut total = Tally::default();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count || failed.load(Ordering::Relaxed) != u64::MAX {
+                return total;
+            }
+            let seed = seeds(index);
+            match panic::catch_unwind(|| run(seed, script)) {
+                Ok(tally) => total.add(&tally),
+                Err(_) => {
+                    eprintln!("the failing seed is {seed}: SEED={seed} tells what happens in it");
+                    failed.fetch_min(seed, Ordering::Relaxed);
+                }
+            }
+        }
+    };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let totals = thread::scope(|scope| {
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().map(|worker| worker.join().expect("panics are caught")).collect::<Vec<_>>()
+    });
+    let failed = failed.load(Ordering::Relaxed);
+    assert_eq!(failed, u64::MAX, "the fleet of this seed broke a promise");
+    totals.iter().fold(Tally::default(), |mut sum, tally| {
+        sum.add(tally);
+        sum
+    })
+}
+
+#[test]
+fn fleets_keep_their_promises_whatever_happens() {
+    if let Some(seed) = number("SEED") {
+        println!("{:#?}", run(seed, Script { loud: true, ..Script::ROUGH }));
+        return;
+    }
+    run_all(|index| FAILED_ONCE[index as usize], FAILED_ONCE.len() as u64, Script::ROUGH);
+    let total = run_all(|index| index, number("SEEDS").unwrap_or(SEEDS_DEFAULT), Script::ROUGH);
+    println!("{total:#?}");
+    total.assert_everything_happened();
+}
+
+#[test]
+fn without_faults_nobody_is_disconnected_but_in_pace() {
+    let total = run_all(|index| index, 1_000, Script::GENTLE);
+    assert_eq!(total.killed_with_devices, 0, "{total:#?}");
+    assert_eq!(total.removed_with_devices, 0, "{total:#?}");
+}
+
+#[test]
+fn a_rollout_moves_each_device_once() {
+    let total = run_all(|index| index, 300, Script::ROLLOUT);
+    assert!(total.rollouts > 0 && total.ordered > 0, "{total:#?}");
+    assert_eq!(total.moves_in_rollout_most, 1, "{total:#?}");
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    assert_eq!(run(7, Script::ROUGH), run(7, Script::ROUGH));
+}

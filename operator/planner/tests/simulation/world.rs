@@ -1,0 +1,411 @@
+//! The world: users, faults, devices and time.
+
+use std::collections::BTreeMap;
+
+use planner::{
+    Millis, Spec,
+    autoscale::{Bounds, History},
+    upstream::{self, Upstream},
+};
+
+use crate::{
+    cluster::{Cluster, Grace},
+    judge::Judge,
+    leader::{Late, Leader, Store},
+    random::Random,
+};
+
+pub(crate) const TICK: Millis = 500;
+const PODS_MAX: i64 = 8;
+/// What a fleet that is left alone may take to come to rest.
+const REST_MAX: Millis = 3_600_000;
+/// At rest it must stay so.
+const REST_FOR: Millis = 90_000;
+
+pub(crate) fn log(loud: bool, now: Millis, what: impl FnOnce() -> String) {
+    if loud {
+        println!("{:8.1} {}", now as f64 / 1000.0, what());
+    }
+}
+
+/// What kind of world.
+#[derive(Clone, Copy)]
+pub(crate) struct Script {
+    pub(crate) faults: bool,
+    pub(crate) mortal_leaders: bool,
+    pub(crate) only_rollouts: bool,
+    pub(crate) loud: bool,
+}
+
+impl Script {
+    pub(crate) const ROUGH: Self = Self { faults: true, mortal_leaders: true, only_rollouts: false, loud: false };
+    pub(crate) const GENTLE: Self = Self { faults: false, mortal_leaders: false, ..Self::ROUGH };
+    pub(crate) const ROLLOUT: Self = Self { only_rollouts: true, ..Self::GENTLE };
+}
+
+#[derive(Clone, Copy, Default)]
+struct Device {
+    moves: u64,
+    /// It does not want to be connected.
+    off: bool,
+}
+
+/// One fleet.
+pub(crate) struct World {
+    script: Script,
+    now: Millis,
+    random: Random,
+    spec: Spec,
+    cluster: Cluster,
+    store: Store,
+    leader: Option<Leader>,
+    next_leader: Millis,
+    epoch: i64,
+    late: Vec<Late>,
+    devices: Vec<Device>,
+    /// Devices that come back, by when.
+    away: BTreeMap<Millis, Vec<u32>>,
+    upstream: Upstream,
+    autoscaler: Option<(Bounds, History)>,
+    pub(crate) judge: Judge,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, script: Script) -> Self {
+        let mut random = Random(seed.wrapping_mul(0x5851_F42D_4C95_7F2D) ^ 0x1405);
+        let per_second = random.between(PODS_MAX, 40) as u32;
+        let spec = Spec {
+            replicas: random.between(1, PODS_MAX) as u32,
+            per_second,
+            self_per_second: (per_second / PODS_MAX as u32).max(1),
+            drain_timeout: random.between(40, 180) * 1000,
+            skew_max: (!script.only_rollouts && random.one_in(2)).then_some(1.3),
+        };
+        let devices = vec![Device::default(); random.between(10, 240) as usize];
+        let all = (0..devices.len() as u32).collect();
+        let autoscaler = (!script.only_rollouts && random.one_in(4)).then(|| {
+            let bounds = Bounds { min: 1, max: PODS_MAX as u32, target: 30, scale_down_after: 30_000 };
+            (bounds, History::default())
+        });
+        let cluster = Cluster::new(spec.replicas, script.loud);
+        let world = Self {
+            script,
+            now: 1_000_000,
+            random,
+            spec,
+            cluster,
+            store: Store::default(),
+            leader: None,
+            next_leader: 0,
+            epoch: 0,
+            late: Vec::new(),
+            devices,
+            away: BTreeMap::from([(1_020_000, all)]),
+            upstream: Upstream::Well,
+            autoscaler,
+            judge: Judge::new(per_second),
+        };
+        log(script.loud, 0, || format!("{:?} {} devices", world.spec, world.devices.len()));
+        world
+    }
+
+    /// Things happen.
+    pub(crate) fn live(&mut self) {
+        self.run_for(40_000);
+        let events = if self.script.only_rollouts { 1 } else { self.random.between(1, 7) };
+        for _ in 0..events {
+            self.something_happens();
+            let wait_max_s = if self.random.one_in(3) { 8 } else { 60 };
+            let wait = self.random.between(1, wait_max_s) * 1000;
+            self.run_for(wait);
+        }
+    }
+
+    /// Nothing happens any more: the fleet reaches what is wanted, is even, and stays so.
+    pub(crate) fn rest(&mut self) {
+        self.script.mortal_leaders = false;
+        if let Some(leader) = &mut self.leader {
+            leader.mortality = 0;
+        }
+        self.autoscaler = None;
+        self.set_upstream(Upstream::Well);
+        self.judge.ordered_at_rest = 0;
+        let until = self.now + REST_MAX;
+        let mut calm_since = self.now;
+        while self.now - calm_since < REST_FOR {
+            assert!(self.now < until, "no rest: {}", self.what_is_wrong().unwrap_or_default());
+            self.tick();
+            if self.what_is_wrong().is_some() {
+                calm_since = self.now;
+                self.judge.ordered_at_rest = 0;
+            }
+        }
+        assert_eq!(self.judge.ordered_at_rest, 0, "devices are let go at rest");
+        let most = self.devices.iter().map(|device| device.moves).max().unwrap_or(0);
+        self.judge.tally.moves_in_rollout_most = if self.script.only_rollouts { most } else { 0 };
+    }
+
+    fn what_is_wrong(&self) -> Option<String> {
+        let settled = self.cluster.pods.iter().all(|pod| pod.ends.is_none() && pod.ready && pod.cost.is_none());
+        let counts: Vec<usize> = self.cluster.pods.iter().map(|pod| pod.gateway.devices.len()).collect();
+        let mean = counts.iter().sum::<usize>() as f64 / counts.len().max(1) as f64;
+        let most = counts.iter().copied().max().unwrap_or(0) as f64;
+        let uneven = self.spec.skew_max.is_some_and(|max| most > mean * max && most - mean >= 5.0);
+        match () {
+            () if self.leader.as_ref().is_none_or(|leader| leader.is_busy) => Some("the leader is busy".to_owned()),
+            () if !self.store.drains.is_empty() => Some(format!("drains: {:?}", self.store.drains)),
+            () if self.cluster.pods.len() as u32 != self.spec.replicas => Some("not as many pods as wanted".to_owned()),
+            () if !settled => Some("a pod is not settled".to_owned()),
+            () if uneven => Some(format!("uneven: {counts:?}")),
+            () => None,
+        }
+    }
+
+    fn run_for(&mut self, time: Millis) {
+        let until = self.now + time;
+        while self.now < until {
+            self.tick();
+        }
+    }
+
+    fn tick(&mut self) {
+        self.now += TICK;
+        self.judge.tally.ticks += 1;
+        self.lead();
+        self.control();
+        self.pods_live();
+        self.connect();
+        self.autoscale();
+    }
+
+    fn lead(&mut self) {
+        let now = self.now;
+        let (arrived, late) = std::mem::take(&mut self.late).into_iter().partition(|order: &Late| order.at <= now);
+        self.late = late;
+        let arrived: Vec<Late> = arrived;
+        arrived.iter().for_each(|order| order.arrive(now, &mut self.cluster, &mut self.judge));
+        if self.leader.is_none() && now >= self.next_leader {
+            self.epoch += 1;
+            self.judge.tally.leaders += 1;
+            let mortality = if self.script.mortal_leaders { 150 } else { 0 };
+            log(self.script.loud, now, || format!("leader {} begins", self.epoch));
+            self.leader = Some(Leader::new(self.epoch, now, mortality, &mut self.random));
+        }
+        let Some(leader) = &mut self.leader else { return };
+        let (cluster, store, judge) = (&mut self.cluster, &mut self.store, &mut self.judge);
+        if leader.step(now, self.spec, cluster, store, judge, &mut self.late, &mut self.random).is_err() {
+            log(self.script.loud, now, || format!("leader {} dies", self.epoch));
+            self.leader = None;
+            self.next_leader = now + self.random.between(2, 34) * TICK;
+        }
+    }
+
+    fn grace(&self) -> Grace {
+        Grace { drain_timeout: self.spec.drain_timeout, self_per_second: self.spec.self_per_second }
+    }
+
+    /// A pod that is removed because fewer are wanted is empty, unless its time was up or nobody could know.
+    fn control(&mut self) {
+        let grace = self.grace();
+        for index in self.cluster.control(self.now, grace, &mut self.random) {
+            let pod = &self.cluster.pods[index];
+            if pod.gateway.devices.is_empty() {
+                self.judge.tally.removed_empty += 1;
+                continue;
+            }
+            self.judge.tally.removed_with_devices += 1;
+            let drain = self.store.drains.iter().find(|drain| drain.pod == pod.name);
+            let late = drain.is_some_and(|drain| self.now >= drain.deadline);
+            let faults = pod.silent_until.max(pod.mute_until).max(pod.lies_until).max(pod.blinks_until) > 0;
+            assert!(late || faults, "{} was removed with {} devices", pod.name, pod.gateway.devices.len());
+        }
+    }
+
+    fn pods_live(&mut self) {
+        let now = self.now;
+        let (mut ordered, mut by_themselves) = (0, 0);
+        let mut gone = Vec::new();
+        for pod in &mut self.cluster.pods {
+            pod.probe(now, &mut self.random);
+            let let_go = pod.gateway.tick(now);
+            ordered += let_go.ordered.len() as u32;
+            by_themselves += let_go.by_itself.len() as u32;
+            self.judge.tally.at_deadline += let_go.at_deadline.len() as u64;
+            gone.extend(let_go.ordered.into_iter().chain(let_go.by_itself).chain(let_go.at_deadline));
+            pod.scrape(now, self.upstream);
+        }
+        self.judge.let_go(now, ordered, by_themselves);
+        self.send_back(&gone, 10);
+        let ends = |pod: &crate::cluster::SimPod| {
+            pod.ends.is_some_and(|ends| now >= ends || pod.gateway.devices.is_empty() || !pod.runs(now))
+        };
+        let killed = self.cluster.pods.iter().filter(|pod| ends(pod) && !pod.gateway.devices.is_empty()).count();
+        self.judge.tally.killed_with_devices += killed as u64;
+        let over: Vec<_> = self.cluster.pods.extract_if(.., |pod| ends(pod)).collect();
+        over.iter().for_each(|pod| self.send_back(&pod.gateway.devices, 20));
+    }
+
+    fn send_back(&mut self, devices: &[u32], ticks_max: i64) {
+        for device in devices {
+            self.devices[*device as usize].moves += 1;
+            let at = self.now + self.random.between(1, ticks_max) * TICK;
+            self.away.entry(at).or_default().push(*device);
+        }
+    }
+
+    fn connect(&mut self) {
+        while let Some(due) = self.away.first_entry().filter(|entry| *entry.key() <= self.now) {
+            for device in due.remove() {
+                if self.devices[device as usize].off {
+                    continue;
+                }
+                match self.cluster.place(&mut self.random).map(|index| &mut self.cluster.pods[index]) {
+                    Some(pod) if pod.runs(self.now) => pod.gateway.devices.push(device),
+                    _ => self.away.entry(self.now + 4 * TICK).or_default().push(device),
+                }
+            }
+        }
+    }
+
+    fn autoscale(&mut self) {
+        if self.now % 15_000 != 0 {
+            return;
+        }
+        let Some((bounds, history)) = &mut self.autoscaler else { return };
+        let connections = self.cluster.pods.iter().map(|pod| pod.gateway.devices.len() as u64).sum();
+        let told = upstream::reported(connections, self.upstream, self.spec.replicas, Some(bounds.target), None);
+        let wanted = history.step(bounds, Some(told), self.spec.replicas, self.now).unwrap_or(self.spec.replicas);
+        assert!(
+            self.upstream == Upstream::Well || wanted <= self.spec.replicas,
+            "scaled out while the upstream throttles"
+        );
+        self.spec.replicas = wanted;
+    }
+
+    fn set_upstream(&mut self, upstream: Upstream) {
+        self.upstream = upstream;
+    }
+
+    fn something_happens(&mut self) {
+        if self.script.only_rollouts {
+            self.judge.tally.rollouts += 1;
+            self.cluster.template += 1;
+            // what there is must fit the time-out, or pods are pressed
+            self.spec.drain_timeout = 400_000;
+            self.devices.iter_mut().for_each(|device| device.moves = 0);
+            return;
+        }
+        match self.random.below(if self.script.faults { 14 } else { 8 }) {
+            0..=2 => self.user_scales(),
+            3 => self.user_changes_the_budget(),
+            4 => self.user_rolls_out(),
+            5 => self.user_deletes_pods(),
+            6 => self.devices_come_or_go(),
+            7 => self.upstream_changes(),
+            8 => self.pod_dies(),
+            9..=11 => self.pod_misbehaves(),
+            12 => self.node_is_drained(),
+            _ => self.new_pods_get_stuck(),
+        }
+    }
+
+    fn user_scales(&mut self) {
+        self.spec.replicas = if self.random.one_in(8) { 0 } else { self.random.between(1, PODS_MAX) as u32 };
+        log(self.script.loud, self.now, || format!("replicas: {}", self.spec.replicas));
+    }
+
+    fn user_changes_the_budget(&mut self) {
+        self.spec.per_second = self.random.between(1, 40) as u32;
+        self.spec.self_per_second = (self.spec.per_second / PODS_MAX as u32).max(1);
+        self.judge.budget_changed(self.now, self.spec.per_second);
+        log(self.script.loud, self.now, || format!("perSecond: {}", self.spec.per_second));
+    }
+
+    fn user_rolls_out(&mut self) {
+        self.judge.tally.rollouts += 1;
+        self.cluster.template += 1;
+        log(self.script.loud, self.now, || format!("template: {}", self.cluster.template));
+    }
+
+    fn user_deletes_pods(&mut self) {
+        for _ in 0..self.random.between(1, 3) {
+            self.delete_one();
+        }
+    }
+
+    fn delete_one(&mut self) {
+        let alive: Vec<usize> =
+            (0..self.cluster.pods.len()).filter(|index| self.cluster.pods[*index].ends.is_none()).collect();
+        if !alive.is_empty() {
+            let index = alive[self.random.below(alive.len())];
+            let grace = self.grace();
+            self.cluster.stop(index, self.now, grace);
+        }
+    }
+
+    fn node_is_drained(&mut self) {
+        for _ in 0..2 {
+            self.delete_one();
+            let wait = self.random.between(1, 30) * TICK;
+            self.run_for(wait);
+        }
+    }
+
+    fn devices_come_or_go(&mut self) {
+        let off = self.random.one_in(2);
+        let share = self.random.between(2, 5) as u32;
+        log(self.script.loud, self.now, || format!("one of {share} devices: off {off}"));
+        for device in 0..self.devices.len() as u32 {
+            if device % share != 0 || self.devices[device as usize].off == off {
+                continue;
+            }
+            self.devices[device as usize].off = off;
+            if off {
+                self.cluster.pods.iter_mut().for_each(|pod| pod.gateway.devices.retain(|there| *there != device));
+                self.away.values_mut().for_each(|there| there.retain(|there| *there != device));
+            } else {
+                let at = self.now + self.random.between(1, 10) * TICK;
+                self.away.entry(at).or_default().push(device);
+            }
+        }
+    }
+
+    fn upstream_changes(&mut self) {
+        let all = [Upstream::Well, Upstream::Throttled, Upstream::Away];
+        let upstream = all[self.random.below(3)];
+        log(self.script.loud, self.now, || format!("upstream: {upstream:?}"));
+        self.set_upstream(upstream);
+    }
+
+    fn pod_dies(&mut self) {
+        if self.cluster.pods.is_empty() {
+            return;
+        }
+        let index = self.random.below(self.cluster.pods.len());
+        let pod = self.cluster.pods.swap_remove(index);
+        log(self.script.loud, self.now, || format!("{} dies with {} devices", pod.name, pod.gateway.devices.len()));
+        self.judge.tally.lost_to_faults += pod.gateway.devices.len() as u64;
+        self.send_back(&pod.gateway.devices, 10);
+    }
+
+    fn pod_misbehaves(&mut self) {
+        if self.cluster.pods.is_empty() {
+            return;
+        }
+        let until = self.now + self.random.between(1, 90) * 1000;
+        let (what, index) = (self.random.below(4), self.random.below(self.cluster.pods.len()));
+        let pod = &mut self.cluster.pods[index];
+        let names = ["silent", "mute", "lying", "blinking"];
+        log(self.script.loud, self.now, || format!("{} is {} until {}", pod.name, names[what], until / 1000));
+        match what {
+            0 => pod.silent_until = until,
+            1 => pod.mute_until = until,
+            2 => pod.lies_until = until,
+            _ => pod.blinks_until = until,
+        }
+    }
+
+    fn new_pods_get_stuck(&mut self) {
+        self.cluster.stuck_until = self.now + self.random.between(5, 60) * 1000;
+    }
+}

@@ -1,0 +1,125 @@
+//! How many pods, which of them are emptied, and at what pace: what was observed in the planner's words, and its decision in
+//! those of the API. A function: no client, no clock. The planner itself is the crate `planner`.
+
+mod facts;
+mod said;
+
+use std::time::Duration;
+
+use crds::{
+    ProtocolGateway,
+    status::{Drain, LastRebalance},
+};
+pub use planner::{Ledger, Note, Order};
+use planner::{
+    Millis,
+    autoscale::{Bounds, History},
+    upstream::{self, Upstream},
+};
+
+use crate::observe::Observed;
+
+/// What the planner decided. `drains` and `last_rebalance` are to be persisted in status before orders are carried out.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Plan {
+    /// Pods that are being emptied, by name.
+    pub drains: Vec<Drain>,
+    /// How the last rebalance ended.
+    pub last_rebalance: Option<LastRebalance>,
+    /// What the Deployment is told, if there is one.
+    pub replicas: Option<i32>,
+    /// What pods are to be told, by name.
+    pub orders: Vec<(String, Order)>,
+    /// `controller.kubernetes.io/pod-deletion-cost` of pods; `None`: to be taken away.
+    pub deletion_costs: Vec<(String, Option<i32>)>,
+    /// What is to be said.
+    pub notes: Vec<Note>,
+    /// When to look again even if nothing changes.
+    pub again_in: Option<Duration>,
+}
+
+/// Decides, as the leader of this epoch that told pods what the ledger says.
+pub fn plan(gateway: &ProtocolGateway, observed: &Observed, epoch: i64, ledger: &Ledger) -> Plan {
+    let status = gateway.status.as_ref();
+    let pods = facts::pods(observed, status);
+    let drains: Vec<planner::Drain> =
+        status.into_iter().flat_map(|status| &status.drains).map(read_drain).collect();
+    let rebalanced = status.and_then(|status| status.last_rebalance.as_ref());
+    let decision = planner::plan(&planner::Input {
+        now: observed.now.as_millisecond(),
+        epoch,
+        spec: facts::spec(&gateway.spec),
+        deployment: observed.deployment.as_ref().map(facts::deployment),
+        pods: &pods,
+        drains: &drains,
+        rebalanced: rebalanced.map(said::read_rebalanced).unwrap_or_default(),
+        ledger,
+    });
+    let mut notes = decision.notes;
+    notes.extend(planner::notes::mistaken(&drains, &pods));
+    Plan {
+        drains: decision.drains.iter().map(said::drain).collect(),
+        last_rebalance: said::rebalanced(decision.rebalanced),
+        replicas: decision.replicas.map(|replicas| i32::try_from(replicas).unwrap_or(i32::MAX)),
+        orders: decision.orders,
+        deletion_costs: decision.deletion_costs,
+        notes,
+        again_in: decision.again_in.map(duration),
+    }
+}
+
+/// A persisted drain in the planner's words.
+pub fn read_drain(drain: &Drain) -> planner::Drain {
+    said::read_drain(drain)
+}
+
+/// A cause in the API's word, which orders use, too.
+pub fn cause(cause: planner::Cause) -> crds::status::DrainCause {
+    said::cause(cause)
+}
+
+/// Time as the planner counts it.
+pub fn millis(now: jiff::Timestamp) -> Millis {
+    now.as_millisecond()
+}
+
+fn duration(time: Millis) -> Duration {
+    Duration::from_millis(u64::try_from(time).unwrap_or(0))
+}
+
+/// How the fleet gets on with the upstream.
+pub fn upstream(observed: &Observed) -> Upstream {
+    let loads: Vec<planner::Load> =
+        observed.pods.iter().filter_map(|pod| pod.load.as_ref()).map(facts::load).collect();
+    upstream::of(loads.iter())
+}
+
+/// What autoscalers are told where so many devices are connected or about to come back. `last_well`: the number before the
+/// upstream became the bottleneck.
+pub fn reported_connections(
+    gateway: &ProtocolGateway,
+    connections: u64,
+    upstream: Upstream,
+    last_well: Option<u64>,
+) -> u64 {
+    let replicas = u32::try_from(gateway.spec.replicas).unwrap_or(0);
+    let target = bounds(gateway).map(|bounds| bounds.target);
+    upstream::reported(connections, upstream, replicas, target, last_well)
+}
+
+/// What the ProtocolGateway's `/scale` is to ask for where the operator scales by itself; `None`: it does not.
+pub fn autoscale(gateway: &ProtocolGateway, history: &mut History, reported: Option<u64>, now: Millis) -> Option<i32> {
+    let replicas = u32::try_from(gateway.spec.replicas).ok()?;
+    let wanted = history.step(&bounds(gateway)?, reported, replicas, now)?;
+    i32::try_from(wanted).ok()
+}
+
+/// What is wanted, as the planner reads it.
+pub fn spec(gateway: &ProtocolGateway) -> planner::Spec {
+    facts::spec(&gateway.spec)
+}
+
+/// Bounds and aim of autoscaling, if there is any.
+pub fn bounds(gateway: &ProtocolGateway) -> Option<Bounds> {
+    facts::bounds(gateway.spec.scaling.as_ref()?)
+}

@@ -1,0 +1,144 @@
+//! What was observed, in the planner's words.
+
+use std::collections::BTreeMap;
+
+use crds::{ProtocolGatewaySpec, ProtocolGatewayStatus, cluster::Scaling};
+use gateway_core::config::Quantity;
+use planner::{Deployment, Load, Millis, Ordered, Pod, Spec, autoscale::Bounds, upstream::Upstream};
+
+use super::said;
+use crate::{
+    desired::self_drain_per_second,
+    observe::{DeploymentFacts, Observed, PodFacts},
+};
+
+/// Older than any bound on how long a pod may be silent, and far from overflowing.
+const LONG_AGO: Millis = 365 * 86_400_000;
+
+pub(super) fn spec(spec: &ProtocolGatewaySpec) -> Spec {
+    Spec {
+        replicas: u32::try_from(spec.replicas).unwrap_or(0),
+        per_second: u32::try_from(spec.reconnects.per_second).unwrap_or(0),
+        self_per_second: u32::try_from(self_drain_per_second(spec)).unwrap_or(1),
+        drain_timeout: millis(&spec.reconnects.drain_timeout, 600_000),
+        skew_max: spec.reconnects.rebalance.as_ref().map(|rebalance| rebalance.skew_max),
+    }
+}
+
+/// A time of the spec; the API server lets none pass that cannot be read.
+pub(super) fn millis(time: &Quantity, default: Millis) -> Millis {
+    time.duration().and_then(|time| i64::try_from(time.as_millis()).ok()).unwrap_or(default)
+}
+
+pub(super) fn bounds(scaling: &Scaling) -> Option<Bounds> {
+    Some(Bounds {
+        min: u32::try_from(scaling.min_replicas).ok()?,
+        max: u32::try_from(scaling.max_replicas).ok()?,
+        target: u64::try_from(scaling.connections_per_replica).ok()?,
+        scale_down_after: millis(&scaling.scale_down_after, 900_000),
+    })
+}
+
+pub(super) fn deployment(facts: &DeploymentFacts) -> Deployment {
+    let status = &facts.status;
+    let running = status.replicas.unwrap_or(0);
+    Deployment {
+        replicas: u32::try_from(facts.replicas).unwrap_or(0),
+        running: u32::try_from(running).unwrap_or(0),
+        rolling: running > 0 && status.updated_replicas.unwrap_or(0) != running,
+        behind: status.observed_generation.unwrap_or(0) < facts.generation,
+    }
+}
+
+/// A pod that has not said anything to this replica yet is counted by what the status says of it.
+pub(super) fn pods(observed: &Observed, status: Option<&ProtocolGatewayStatus>) -> Vec<Pod> {
+    let current = current_template(observed);
+    let last_known = |pod: &PodFacts| {
+        let before = status?.pods.iter().find(|before| before.name == pod.name)?;
+        let connections = u64::try_from(before.connections?).ok()?;
+        Some(Load { connections, age: LONG_AGO, upstream: Upstream::Well, drain: None })
+    };
+    let pod = |pod: &PodFacts| Pod {
+        name: pod.name.clone(),
+        running: !pod.stopped,
+        ready: pod.ready && !pod.terminating,
+        ready_changed: pod.ready_changed.map_or(0, |time| time.as_millisecond()),
+        ends: pod.terminating.then(|| pod.ends.unwrap_or(observed.now).as_millisecond()),
+        outdated: current.is_some_and(|current| pod.template != current),
+        deletion_cost: pod.deletion_cost,
+        load: pod.load.as_ref().map(load).or_else(|| last_known(pod)),
+    };
+    observed.pods.iter().map(pod).collect()
+}
+
+pub(super) fn load(load: &crate::observe::Load) -> Load {
+    let upstream = match (&load.upstream_failing, load.upstream_throttled) {
+        (_, true) => Upstream::Throttled,
+        (Some(_), _) => Upstream::Away,
+        (None, _) => Upstream::Well,
+    };
+    Load {
+        connections: u64::try_from(load.connections).unwrap_or(0),
+        age: load.age_s.saturating_mul(1000),
+        upstream,
+        drain: load.drain.as_ref().map(|drain| Ordered {
+            cause: drain.cause.map(said::read_cause),
+            epoch: drain.epoch,
+            per_second: drain.per_second.ceil() as u32,
+            remaining: u64::try_from(drain.remaining).unwrap_or(0),
+        }),
+    }
+}
+
+/// The hash of the newest template: the one of as many pods as the Deployment says are updated; of several such, the one whose
+/// pod was made last.
+fn current_template(observed: &Observed) -> Option<&str> {
+    let mut templates: BTreeMap<&str, (i32, Option<jiff::Timestamp>)> = BTreeMap::new();
+    for pod in observed.pods.iter().filter(|pod| !pod.template.is_empty()) {
+        let entry = templates.entry(&pod.template).or_default();
+        entry.0 += i32::from(!pod.terminating);
+        entry.1 = entry.1.max(pod.created);
+    }
+    let updated = observed.deployment.as_ref().map_or(0, |deployment| deployment.status.updated_replicas.unwrap_or(0));
+    let newest = templates.into_iter().max_by_key(|(_, (pods, made))| (*pods == updated, *made));
+    newest.map(|(template, _)| template)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(template: &str, created: i64, terminating: bool) -> PodFacts {
+        let created = jiff::Timestamp::from_second(created).ok();
+        PodFacts { template: template.to_owned(), created, terminating, ..PodFacts::default() }
+    }
+
+    fn check(updated: i32, pods: Vec<PodFacts>, expected: Option<&str>) {
+        let mut deployment = DeploymentFacts::default();
+        deployment.status.updated_replicas = Some(updated);
+        let observed = Observed { pods, deployment: Some(deployment), ..Observed::default() };
+        assert_eq!(current_template(&observed), expected);
+    }
+
+    #[test]
+    fn the_newest_template_is_the_one_of_the_updated_pods() {
+        check(0, vec![], None);
+        check(1, vec![pod("old", 1, false), pod("old", 2, false), pod("new", 3, false)], Some("new"));
+        // an old pod was evicted in the middle of the rollout, and made anew
+        check(1, vec![pod("old", 1, false), pod("new", 3, false), pod("old", 4, false)], Some("new"));
+        check(2, vec![pod("old", 1, false), pod("old", 2, false), pod("new", 3, false), pod("new", 4, false)], Some("new"));
+        check(2, vec![pod("new", 3, false), pod("new", 4, false), pod("old", 1, true)], Some("new"));
+    }
+
+    #[test]
+    fn a_pod_that_nobody_asked_yet_is_counted_by_what_the_status_says() {
+        let status: ProtocolGatewayStatus =
+            serde_json::from_value(serde_json::json!({"pods": [{"name": "a", "phase": "Ready", "connections": 7}]}))
+                .expect("it is a status");
+        let facts = PodFacts { name: "a".to_owned(), ..PodFacts::default() };
+        let observed = Observed { pods: vec![facts, PodFacts::default()], ..Observed::default() };
+        let pods = pods(&observed, Some(&status));
+        let connections: Vec<_> = pods.iter().map(|pod| pod.load.as_ref().map(|load| load.connections)).collect();
+        assert_eq!(connections, [Some(7), None]);
+    }
+}
