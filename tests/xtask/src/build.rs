@@ -59,13 +59,15 @@ fn build_with<const N: usize>(
     programs: [&str; N],
     profile: Profile,
 ) -> anyhow::Result<[PathBuf; N]> {
-    for program in programs {
-        command.args(["--package", program]);
-    }
     let directory = match profile {
-        Profile::Dev => "debug",
+        // features of dependencies are those of the whole workspace: only so is what `cargo test` compiled used again
+        Profile::Dev => {
+            command.arg("--workspace").args(programs.iter().flat_map(|program| ["--bin", program]));
+            "debug"
+        }
+        // and only so are they those that are shipped
         Profile::Release => {
-            command.arg("--release");
+            command.arg("--release").args(programs.iter().flat_map(|program| ["--package", program]));
             "release"
         }
     };
