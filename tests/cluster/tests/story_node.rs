@@ -1,0 +1,47 @@
+//! A node is emptied with `kubectl drain`: its pods' devices are let go within the budget, and it ends in time.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use cluster::{Cluster, Story, devices::Group, world::World};
+
+const CONNECTED_TIMEOUT: Duration = Duration::from_mins(2);
+
+#[tokio::test]
+#[ignore = "level cluster: cargo xtask test cluster"]
+async fn kubectl_drain_empties_a_node_within_the_budget_and_the_timeout() {
+    let cluster = Cluster::nodes().await.expect("a cluster");
+    let test = async |story: &Story| {
+        let world = World::begin(story).await?;
+        let fleet = world.gateway("gw", "{replicas: 2, reconnects: {perSecond: 10, drainTimeout: 90s}}").await?;
+        fleet.ready().await?;
+        // devices come through the other node, which stays
+        let pods = fleet.pods().await?;
+        let node = pods[0].spec.as_ref().and_then(|spec| spec.node_name.clone()).context("the pod is on a node")?;
+        let devices = fleet.devices(100, &Group { per_second: 50.0, ..Group::default() }).await?;
+        devices.all_connected(CONNECTED_TIMEOUT).await?;
+        let begun = Instant::now();
+        let drain = story
+            .kubectl()?
+            .args(["drain", &node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=150s"])
+            .args(["--pod-selector=app.kubernetes.io/instance=gw"])
+            .spawn()?;
+        let drained = tokio::task::spawn_blocking(move || drain.wait_with_output()).await??;
+        let uncordoned = story.kubectl()?.args(["uncordon", &node]).output()?;
+        ensure!(uncordoned.status.success(), "{}", String::from_utf8_lossy(&uncordoned.stderr));
+        ensure!(drained.status.success(), "kubectl drain failed after {:.1} s", begun.elapsed().as_secs_f64());
+        devices.all_connected(CONNECTED_TIMEOUT).await?;
+        let seconds = devices.seconds();
+        let rate = seconds.iter().map(|second| second.lost_connections).max().unwrap_or(0);
+        let moved = devices.total(|second| second.lost_connections);
+        xtask::step::say(&format!(
+            "{node} drained in {:.1} s; {moved} devices moved, at most {rate} in a second of 10 allowed",
+            begun.elapsed().as_secs_f64()
+        ));
+        ensure!(moved > 0, "nobody was on that node");
+        ensure!(rate <= 10, "{rate} devices were disconnected in a second");
+        fleet.none_lost(devices).await?;
+        Ok(())
+    };
+    cluster.story("node-drain", test).await;
+}

@@ -1,0 +1,224 @@
+//! The fleet follows the number of connections, and nobody is let go faster than the user allowed.
+
+mod watch;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use cluster::{
+    Cluster, Story,
+    devices::{Devices, Group},
+    world::{World, condition},
+};
+use hub::domain::{Action, Fault};
+use serde_json::Value;
+
+use self::watch::Watch;
+
+const CONNECTED_TIMEOUT: Duration = Duration::from_mins(2);
+/// New pods must be made and become ready; those that go are drained at the budget, one HPA period after the other.
+const GROWN_TIMEOUT: Duration = Duration::from_mins(3);
+const SHRUNK_TIMEOUT: Duration = Duration::from_mins(6);
+/// Devices per second that may be told to reconnect.
+const BUDGET: u64 = 20;
+
+const SPEC: &str = "{replicas: 2, reconnects: {perSecond: 20, drainTimeout: 60s}, \
+     scaling: {minReplicas: 2, maxReplicas: 8, connectionsPerReplica: 50, scaleDownAfter: 20s}}";
+
+fn spec_replicas(object: &Value) -> i64 {
+    object["spec"]["replicas"].as_i64().unwrap_or(-1)
+}
+
+fn ready_replicas(object: &Value) -> i64 {
+    object["status"]["readyReplicas"].as_i64().unwrap_or(0)
+}
+
+fn has_pods(wanted: i64) -> impl Fn(&Value) -> bool {
+    move |object| {
+        let replicas = object["status"]["replicas"].as_i64().unwrap_or(0);
+        spec_replicas(object) == wanted && replicas == wanted && ready_replicas(object) == wanted
+    }
+}
+
+/// The most that were disconnected in any second, of all groups together.
+fn highest_rate(groups: &[&Devices]) -> u64 {
+    let seconds = groups.iter().map(|group| group.seconds());
+    // groups tell a line a second each; those of one second may straddle two of another's
+    seconds.map(|seconds| seconds.iter().map(|second| second.lost_connections).max().unwrap_or(0)).sum()
+}
+
+#[tokio::test]
+#[ignore = "level cluster: cargo xtask test cluster"]
+async fn three_hundred_devices_make_the_fleet_grow_to_six_and_when_two_hundred_leave_it_shrinks_to_two() {
+    let cluster = Cluster::nodes().await.expect("a cluster");
+    let test = async |story: &Story| {
+        let world = World::begin(story).await?;
+        let fleet = world.gateway("gw", SPEC).await?;
+        fleet.ready().await?;
+        let watch = Watch::begin(story, "gw");
+        let stay = fleet.devices(100, &Group { per_second: 50.0, ..Group::default() }).await?;
+        stay.all_connected(CONNECTED_TIMEOUT).await?;
+        let grows = Instant::now();
+        let leave = fleet.devices(200, &Group { per_second: 50.0, ..Group::default() }).await?;
+        fleet.until("six pods are asked for", GROWN_TIMEOUT, |object| spec_replicas(object) == 6).await?;
+        let asked = grows.elapsed().as_secs_f64();
+        fleet.until("six pods are ready", GROWN_TIMEOUT, has_pods(6)).await?;
+        let ready = grows.elapsed().as_secs_f64();
+        xtask::step::say(&format!("from the first of 200 devices to /scale = 6: {asked:.1} s, to six ready: {ready:.1} s"));
+        leave.all_connected(CONNECTED_TIMEOUT).await?;
+        ensure!(highest_rate(&[&stay, &leave]) == 0, "growing disconnected somebody");
+
+        fleet.none_lost(leave).await?;
+        let shrinks = Instant::now();
+        fleet.until("two pods are left", SHRUNK_TIMEOUT, has_pods(2)).await?;
+        stay.all_connected(CONNECTED_TIMEOUT).await?;
+        let rate = highest_rate(&[&stay]);
+        let moved = stay.total(|second| second.lost_connections);
+        xtask::step::say(&format!(
+            "two pods after {:.1} s; {moved} of 100 devices moved, at most {rate} in a second of {BUDGET} allowed",
+            shrinks.elapsed().as_secs_f64()
+        ));
+        ensure!(rate <= BUDGET, "{rate} devices were disconnected in a second");
+        watch.all_left_empty().await?;
+        fleet.none_lost(stay).await?;
+        Ok(())
+    };
+    cluster.story("grow-and-shrink", test).await;
+}
+
+#[tokio::test]
+#[ignore = "level cluster: cargo xtask test cluster"]
+async fn the_pod_for_the_51st_connection_is_ready_within_the_periods_of_the_autoscaler() {
+    let cluster = Cluster::nodes().await.expect("a cluster");
+    let test = async |story: &Story| {
+        let world = World::begin(story).await?;
+        let spec = "{replicas: 1, reconnects: {perSecond: 20, drainTimeout: 60s}, \
+             scaling: {minReplicas: 1, maxReplicas: 4, connectionsPerReplica: 50, scaleDownAfter: 60s}}";
+        let fleet = world.gateway("gw", spec).await?;
+        fleet.ready().await?;
+        let first = fleet.devices(50, &Group::default()).await?;
+        first.all_connected(CONNECTED_TIMEOUT).await?;
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        ensure!(spec_replicas(&fleet.object().await?) == 1, "50 connections need no second pod");
+        // over the autoscaler's tolerance of a tenth
+        let more = fleet.devices(6, &Group::default()).await?;
+        let begun = Instant::now();
+        more.all_connected(CONNECTED_TIMEOUT).await?;
+        fleet.until("a second pod is asked for", GROWN_TIMEOUT, |object| spec_replicas(object) == 2).await?;
+        let asked = begun.elapsed().as_secs_f64();
+        fleet.until("the second pod is ready", GROWN_TIMEOUT, has_pods(2)).await?;
+        xtask::step::say(&format!("connection to /scale: {asked:.1} s; to the pod ready: {:.1} s", begun.elapsed().as_secs_f64()));
+        Ok(())
+    };
+    cluster.story("reaction", test).await;
+}
+
+#[tokio::test]
+#[ignore = "level cluster: cargo xtask test cluster"]
+async fn after_more_pods_were_made_devices_are_moved_until_the_fleet_is_even() {
+    let cluster = Cluster::nodes().await.expect("a cluster");
+    let test = async |story: &Story| {
+        let world = World::begin(story).await?;
+        let spec = |replicas: u32| {
+            format!("{{replicas: {replicas}, reconnects: {{perSecond: 20, drainTimeout: 60s, rebalance: {{skewMax: 1.15}}}}}}")
+        };
+        let fleet = world.gateway("gw", &spec(2)).await?;
+        fleet.ready().await?;
+        let devices = fleet.devices(200, &Group { per_second: 50.0, ..Group::default() }).await?;
+        devices.all_connected(CONNECTED_TIMEOUT).await?;
+        fleet.declare(&spec(4)).await?;
+        let begun = Instant::now();
+        fleet.until("four pods are ready", GROWN_TIMEOUT, |object| ready_replicas(object) == 4).await?;
+        fleet.until("the fleet is even", SHRUNK_TIMEOUT, |object| skew(object).is_some_and(|skew| skew <= 1.15)).await?;
+        devices.all_connected(CONNECTED_TIMEOUT).await?;
+        let moved = devices.total(|second| second.lost_connections);
+        xtask::step::say(&format!("even after {:.1} s, {moved} moves", begun.elapsed().as_secs_f64()));
+        ensure!(moved > 0, "nobody was moved");
+        let rate = highest_rate(&[&devices]);
+        ensure!(rate <= BUDGET, "{rate} devices were disconnected in a second");
+        // and it rests
+        fleet.until("nothing is drained", SHRUNK_TIMEOUT, no_drains).await?;
+        let rested = devices.total(|second| second.lost_connections);
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        ensure!(devices.total(|second| second.lost_connections) == rested, "devices are moved although the fleet is even");
+        fleet.none_lost(devices).await?;
+        Ok(())
+    };
+    cluster.story("rebalance", test).await;
+}
+
+/// The fullest pod's devices over the mean; absent while not every pod is counted.
+fn skew(object: &Value) -> Option<f64> {
+    let pods = object["status"]["pods"].as_array()?;
+    let counts: Vec<f64> = pods.iter().map(|pod| pod["connections"].as_f64()).collect::<Option<_>>()?;
+    let mean = counts.iter().sum::<f64>() / counts.len() as f64;
+    (mean > 0.0).then(|| counts.iter().fold(0.0f64, |most, count| most.max(*count)) / mean)
+}
+
+fn no_drains(object: &Value) -> bool {
+    object["status"]["drains"].as_array().is_none_or(Vec::is_empty)
+}
+
+fn drains(object: &Value) -> bool {
+    !no_drains(object)
+}
+
+#[tokio::test]
+#[ignore = "level cluster: cargo xtask test cluster"]
+async fn when_more_pods_are_wanted_in_the_middle_of_a_drain_it_is_undone() {
+    let cluster = Cluster::nodes().await.expect("a cluster");
+    let test = async |story: &Story| {
+        let world = World::begin(story).await?;
+        // slow: so that there is a middle
+        let spec = |replicas: u32| format!("{{replicas: {replicas}, reconnects: {{perSecond: 2, drainTimeout: 5m}}}}");
+        let fleet = world.gateway("gw", &spec(3)).await?;
+        fleet.ready().await?;
+        let watch = Watch::begin(story, "gw");
+        let devices = fleet.devices(150, &Group { per_second: 30.0, ..Group::default() }).await?;
+        devices.all_connected(CONNECTED_TIMEOUT).await?;
+        fleet.declare(&spec(2)).await?;
+        fleet.until("a pod is drained", CONNECTED_TIMEOUT, drains).await?;
+        let lost = |devices: &Devices| devices.total(|second| second.lost_connections) >= 5;
+        devices.until("devices are let go", CONNECTED_TIMEOUT, lost).await?;
+        fleet.declare(&spec(3)).await?;
+        fleet.until("the drain is undone", CONNECTED_TIMEOUT, |object| no_drains(object) && ready_replicas(object) == 3).await?;
+        let undone = devices.total(|second| second.lost_connections);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        ensure!(devices.total(|second| second.lost_connections) == undone, "the pod goes on draining");
+        ensure!(watch.ended().await.is_empty(), "a pod was taken all the same");
+        ensure!(highest_rate(&[&devices]) <= 2, "{} devices were disconnected in a second", highest_rate(&[&devices]));
+        fleet.none_lost(devices).await?;
+        Ok(())
+    };
+    cluster.story("raised", test).await;
+}
+
+#[tokio::test]
+#[ignore = "level cluster: cargo xtask test cluster"]
+async fn a_hub_that_throttles_does_not_make_the_fleet_grow() {
+    let cluster = Cluster::nodes().await.expect("a cluster");
+    let test = async |story: &Story| {
+        let world = World::begin(story).await?;
+        let fleet = world.gateway("gw", SPEC).await?;
+        fleet.ready().await?;
+        let first = fleet.devices(60, &Group { per_second: 60.0, ..Group::default() }).await?;
+        first.all_connected(CONNECTED_TIMEOUT).await?;
+        let throttle = Action::Throttle { ms: 50 };
+        let fault = world.hub.inject(Fault::new(throttle)).context("the hub takes the fault")?;
+        let limited = |object: &Value| {
+            condition(object, "UpstreamSaturated").is_some_and(|condition| condition["status"] == "True")
+        };
+        fleet.until("status says that the hub throttles", CONNECTED_TIMEOUT, limited).await?;
+        // more connections than two pods are to hold
+        let more = fleet.devices(100, &Group::default()).await?;
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let object = fleet.object().await?;
+        ensure!(spec_replicas(&object) == 2, "the fleet was scaled out: {}", object["status"]);
+        world.hub.faults().remove(fault);
+        fleet.until("the fleet grows once the hub is well", GROWN_TIMEOUT, |object| spec_replicas(object) >= 3).await?;
+        drop(more);
+        fleet.none_lost(first).await?;
+        Ok(())
+    };
+    cluster.story("throttled", test).await;
+}
