@@ -6,6 +6,7 @@ pub mod auth;
 pub mod codec;
 pub mod config;
 pub mod delivery;
+pub mod drain;
 pub mod message;
 pub mod pipeline;
 pub mod session;

@@ -4,6 +4,7 @@
 //! Lives on the housekeeping thread; it asks the cores and never touches what is theirs.
 
 mod accept;
+mod drain;
 mod load;
 
 use std::{
@@ -17,7 +18,7 @@ use axum::{
     extract::{Query, State},
     http::{StatusCode, header},
     response::IntoResponse,
-    routing::get,
+    routing::{get, post},
 };
 use gateway_core::settings::Protocol;
 use rustls::ServerConfig;
@@ -47,6 +48,8 @@ pub async fn serve(shared: Arc<Shared>, listener: std::net::TcpListener, tls: Op
         .route("/load", get(load::load))
         .route("/metrics", get(metrics))
         .route("/connections", get(connections))
+        .route("/drain", post(drain::drain))
+        .route("/undrain", post(drain::undrain))
         .with_state(shared);
     if let Err(error) = axum::serve(listener, router).await {
         error!(%error, "admin port ended");

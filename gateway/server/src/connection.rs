@@ -36,7 +36,7 @@ use tracing::debug;
 
 use self::{ending::Ending, hands::Hands};
 use crate::{
-    core::{Bench, Core},
+    core::{Bench, Core, Leaving},
     metrics::{ConnectResult, End, Limit, TransportFault},
     presence::Place,
     server::protocol_name,
@@ -168,18 +168,24 @@ impl Connection {
     /// Everything there is to do now: signals, the hub's answers, time, the device's bytes; then one write.
     fn turn(&mut self, cx: &mut Context<'_>, core: &Rc<Core>, bench: &mut Bench) -> Poll<()> {
         let now = core.clock.now();
-        self.take_signals(cx, core, bench, now);
+        let leaving = self.take_signals(cx, core, bench, now);
         self.take_events(cx, core, bench, now);
         self.check_time(core, bench, now);
         let had_link = self.link.is_some();
         let read = self.receive(cx, core, bench, now);
+        if let Some(leaving) = leaving {
+            // what the device had sent by now is still taken
+            self.with_session(core, bench, now, |session, context, out| {
+                session.handle_drain(context, leaving.deadline, out);
+            });
+        }
         if !had_link {
             // the CONNECT may just have made one: it must know whom to wake
             self.take_events(cx, core, bench, now);
         }
         self.write_out(cx, core, bench, now);
         self.say_goodbye(cx, bench, now);
-        self.note_in_flight(core);
+        self.note_in_flight(core, now);
         if read == Read::More {
             cx.waker().wake_by_ref();
         }
@@ -190,13 +196,14 @@ impl Connection {
         Poll::Pending
     }
 
-    fn take_signals(&mut self, cx: &Context<'_>, core: &Rc<Core>, bench: &mut Bench, now: Now) {
+    fn take_signals(&mut self, cx: &Context<'_>, core: &Rc<Core>, bench: &mut Bench, now: Now) -> Option<Leaving> {
         let mut roster = core.roster.borrow_mut();
-        let Some(entry) = roster.get_mut(self.place.key as usize) else { return };
+        let entry = roster.get_mut(self.place.key as usize)?;
         if !entry.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             entry.waker = Some(cx.waker().clone());
         }
         let signals = std::mem::take(&mut entry.signals);
+        let leaving = entry.leaving.filter(|_| signals.leave);
         drop(roster);
         if signals.check_trust && self.by_certificate {
             self.check_trust(core);
@@ -204,13 +211,7 @@ impl Connection {
         if signals.taken_over {
             self.close(core, bench, CloseCause::TakenOver, now);
         }
-        if signals.drain
-            && let Some(deadline) = core.draining()
-        {
-            self.with_session(core, bench, now, |session, context, out| {
-                session.handle_drain(context, deadline, out);
-            });
-        }
+        leaving
     }
 
     /// What the hub's side has to say, in one go.
@@ -515,18 +516,19 @@ impl Connection {
         }
     }
 
-    fn note_in_flight(&mut self, core: &Core) {
-        let now = self.session.in_flight();
-        if now == self.in_flight {
+    fn note_in_flight(&mut self, core: &Core, now: Now) {
+        let in_flight = self.session.in_flight();
+        if in_flight == self.in_flight {
             return;
         }
         core.metrics
             .down
             .inflight
-            .add(now.commands.cast_signed() as i64 - self.in_flight.commands.cast_signed() as i64);
-        self.in_flight = now;
+            .add(in_flight.commands.cast_signed() as i64 - self.in_flight.commands.cast_signed() as i64);
+        self.in_flight = in_flight;
         if let Some(entry) = core.roster.borrow_mut().get_mut(self.place.key as usize) {
-            entry.in_flight = now;
+            entry.in_flight = in_flight;
+            entry.silent_since = now.monotonic;
         }
     }
 

@@ -12,6 +12,10 @@ use std::{
 };
 
 use gateway_core::{
+    drain::{
+        Cause,
+        pick::{Picks, Standing},
+    },
     message::DeviceId,
     pipeline::Pipeline,
     session::{self, InFlight},
@@ -29,7 +33,7 @@ use crate::{
     listener::{self, Bound},
     metrics::Metrics,
     presence::Place,
-    server::Shared,
+    server::{Shared, Stage},
     transport::Buffers,
     upstream::{CoreShare, Upstream, UpstreamSecrets},
     wheel::{Tick, Wheel},
@@ -54,6 +58,8 @@ pub enum Order {
     Connections(ConnectionsQuery, oneshot::Sender<Vec<ConnectionInfo>>),
     /// Use these for the hub's side from now on.
     Secrets(Arc<UpstreamSecrets>),
+    /// Let so many devices go, for this reason; [`Cause::CertificateAuthority`]: only such as are no longer trusted.
+    LetGo(u64, Cause),
     /// Run by these from now on: same listeners, same peer.
     Settings(Arc<Settings>, Arc<UpstreamSecrets>),
     /// Some CA is not trusted any more: find out whom it let in.
@@ -107,7 +113,7 @@ pub struct Core {
     pub roster: RefCell<Slab<Entry>>,
     /// Lent to one connection at a time.
     pub bench: RefCell<Bench>,
-    draining: Cell<Option<Millis>>,
+    picks: RefCell<Picks<PlaceOnCore>>,
     /// How often somebody ceased to be trusted.
     trust: Cell<u32>,
     empty: tokio::sync::Notify,
@@ -140,10 +146,26 @@ pub struct Entry {
     pub protocol: Protocol,
     /// Who and since when, once its CONNECT was accepted.
     pub device: Option<(DeviceId, UnixSeconds)>,
-    /// It was let in by a certificate that is not trusted any more: it is to go, in pace.
+    /// It was let in by a certificate that is not trusted any more and is to be told to go, in pace.
     pub distrusted: bool,
     /// As of its last turn.
     pub in_flight: InFlight,
+    /// When `in_flight` changed last, or the connection came: a ping breaks no silence.
+    pub silent_since: Millis,
+    /// It was told to go.
+    pub leaving: Option<Leaving>,
+}
+
+/// Names a connection of one core, for ever: its key in the roster and its serial number.
+pub type PlaceOnCore = (u32, u64);
+
+/// Why and how a connection goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leaving {
+    /// For the metric.
+    pub cause: Cause,
+    /// What is in flight may settle until then.
+    pub deadline: Millis,
 }
 
 /// What others tell a connection.
@@ -151,8 +173,8 @@ pub struct Entry {
 pub struct Signals {
     /// A newer connection of the same device exists.
     pub taken_over: bool,
-    /// Let what is in flight settle, then close.
-    pub drain: bool,
+    /// [`Entry::leaving`] has changed: let what is in flight settle, then close.
+    pub leave: bool,
     /// Another CA is trusted now: see whether the device's certificate still is.
     pub check_trust: bool,
 }
@@ -225,7 +247,7 @@ pub struct Parts {
     pub orders: mpsc::Receiver<Order>,
 }
 
-/// Serves until [`Shared::drain`] says so and everything is closed. Blocks its thread.
+/// Serves until [`Shared::stage`] says so and everything is closed. Blocks its thread.
 pub fn run(parts: Parts) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, serve(parts));
@@ -240,9 +262,13 @@ async fn serve(parts: Parts) {
         .into_iter()
         .map(|listener| tokio::task::spawn_local(listener::accept(Rc::clone(&core), listener)))
         .collect();
-    let mut told = core.shared.drain.subscribe();
+    let mut told = core.shared.stage.subscribe();
     let deadline = loop {
-        if let Some(deadline) = *told.borrow_and_update() {
+        let stage = *told.borrow_and_update();
+        if stage != Stage::Serving {
+            accepting.iter().for_each(tokio::task::JoinHandle::abort);
+        }
+        if let Stage::Stopping(deadline) = stage {
             break deadline;
         }
         tokio::select! {
@@ -251,9 +277,6 @@ async fn serve(parts: Parts) {
             changed = told.changed() => if changed.is_err() { break core.clock.monotonic() },
         }
     };
-    for task in &accepting {
-        task.abort();
-    }
     core.drain(deadline, &mut orders).await;
     core.upstream.shutdown().await;
     timers.abort();
@@ -277,7 +300,7 @@ impl Core {
             wheel: Wheel::default(),
             roster: RefCell::default(),
             bench: RefCell::new(bench),
-            draining: Cell::new(None),
+            picks: RefCell::default(),
             trust: Cell::new(0),
             empty: tokio::sync::Notify::new(),
         })
@@ -293,11 +316,6 @@ impl Core {
         self.trust.get()
     }
 
-    /// Until when connections may settle, if this core drains.
-    pub fn draining(&self) -> Option<Millis> {
-        self.draining.get()
-    }
-
     /// A connection came.
     pub fn enroll(&self, address: SocketAddr, protocol: Protocol) -> Place {
         let serial = self.shared.presence.next_serial();
@@ -310,6 +328,8 @@ impl Core {
             device: None,
             distrusted: false,
             in_flight: InFlight::default(),
+            silent_since: self.clock.monotonic(),
+            leaving: None,
         });
         Place { core: self.index, key: key as u32, serial }
     }
@@ -321,7 +341,13 @@ impl Core {
         if let Some(entry) = roster.try_remove(place.key as usize)
             && let Some((device, _)) = entry.device
         {
+            // its task was cut short
             self.shared.presence.leave(&device, place);
+            match entry.leaving {
+                Some(leaving) => self.metrics.let_go.at(leaving.cause).inc(),
+                None if entry.distrusted => self.metrics.distrusted.add(-1),
+                None => {}
+            }
         }
         if roster.is_empty() {
             roster.shrink_to_fit();
@@ -361,6 +387,7 @@ impl Core {
                 let _gone = answer.send(self.connections(&query));
             }
             Order::Secrets(secrets) => self.upstream.set_secrets(secrets),
+            Order::LetGo(count, cause) => self.let_go(count, cause),
             Order::Settings(settings, secrets) => self.follow(settings, secrets),
             Order::CheckTrust => {
                 self.trust.set(self.trust.get().wrapping_add(1));
@@ -391,10 +418,53 @@ impl Core {
         }
     }
 
-    fn begin_drain(&self, deadline: Millis) {
-        self.draining.set(Some(deadline));
+    /// Tells the `count` devices that matter least at this moment to go; whom it does not find it counts.
+    fn let_go(&self, count: u64, cause: Cause) {
+        let now = self.clock.monotonic();
+        let leaving = Leaving { cause, deadline: now.after(self.settings().limits.shutdown_timeout) };
+        for found in 0..count {
+            let Some(place) = self.next_to_go(now, cause == Cause::CertificateAuthority) else {
+                self.metrics.let_go_unused.add(count - found);
+                break;
+            };
+            self.tell_to_go(place, leaving);
+        }
+    }
+
+    fn next_to_go(&self, now: Millis, distrusted: bool) -> Option<PlaceOnCore> {
+        if distrusted && self.metrics.distrusted.get() == 0 {
+            return None;
+        }
+        let roster = self.roster.borrow();
+        let may_go = |entry: &Entry| entry.standing().filter(|standing| !(distrusted && standing.trusted));
+        let look = |(key, serial): PlaceOnCore| {
+            roster.get(key as usize).filter(|entry| entry.serial == serial).and_then(may_go)
+        };
+        let everyone = || {
+            let standing = |(key, entry): (usize, &Entry)| Some(((key as u32, entry.serial), may_go(entry)?));
+            roster.iter().filter_map(standing)
+        };
+        self.picks.borrow_mut().next(now, look, everyone)
+    }
+
+    fn tell_to_go(&self, (key, _): PlaceOnCore, leaving: Leaving) {
+        let mut roster = self.roster.borrow_mut();
+        let Some(entry) = roster.get_mut(key as usize) else { return };
+        self.metrics.distrusted.add(-i64::from(std::mem::take(&mut entry.distrusted)));
+        entry.leaving = Some(leaving);
+        entry.signals.leave = true;
+        if let Some(waker) = &entry.waker {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Everybody goes, whoever is already on the way by `deadline` at the latest.
+    fn tell_all_to_go(&self, deadline: Millis) {
         for (_, entry) in self.roster.borrow_mut().iter_mut() {
-            entry.signals.drain = true;
+            self.metrics.distrusted.add(-i64::from(std::mem::take(&mut entry.distrusted)));
+            let cause = entry.leaving.map_or(Cause::Termination, |leaving| leaving.cause);
+            entry.leaving = Some(Leaving { cause, deadline });
+            entry.signals.leave = true;
             if let Some(waker) = &entry.waker {
                 waker.wake_by_ref();
             }
@@ -403,7 +473,7 @@ impl Core {
 
     async fn drain(self: &Rc<Self>, deadline: Millis, orders: &mut mpsc::Receiver<Order>) {
         info!(core = self.index, connections = self.roster.borrow().len(), "core drains");
-        self.begin_drain(deadline);
+        self.tell_all_to_go(deadline);
         let bound = tokio::time::sleep(deadline.since(self.clock.monotonic()) + GOODBYE);
         tokio::pin!(bound);
         while !self.roster.borrow().is_empty() {
@@ -457,6 +527,17 @@ impl Core {
     }
 }
 
+impl Entry {
+    /// How it stands among those who may be told to go: a connected device that has not been told yet.
+    fn standing(&self) -> Option<Standing> {
+        if self.device.is_none() || self.leaving.is_some() {
+            return None;
+        }
+        let in_flight = self.in_flight.telemetry + self.in_flight.commands;
+        Some(Standing { trusted: !self.distrusted, in_flight, silent_since: self.silent_since })
+    }
+}
+
 impl ConnectionsQuery {
     fn matches(&self, device: &str, protocol: Protocol) -> bool {
         let is_device = |pattern: &String| match pattern.strip_suffix('*') {
@@ -471,9 +552,21 @@ impl ConnectionsQuery {
 
 #[cfg(test)]
 mod tests {
-    use gateway_core::settings::Protocol;
+    use std::{
+        net::{IpAddr, Ipv4Addr, SocketAddr},
+        time::{Duration, Instant},
+    };
 
-    use super::ConnectionsQuery;
+    use gateway_core::{
+        drain::pick::Picks,
+        message::DeviceId,
+        session::InFlight,
+        settings::Protocol,
+        time::{Millis, UnixSeconds},
+    };
+    use slab::Slab;
+
+    use super::{ConnectionsQuery, Entry, Signals};
 
     fn check(query: &ConnectionsQuery, device: &str, expected: bool) {
         assert_eq!(query.matches(device, Protocol::Mqtt), expected, "{query:?} {device}");
@@ -494,5 +587,36 @@ mod tests {
         let after = ConnectionsQuery { after: Some("d".into()), ..any };
         check(&after, "d", false);
         check(&after, "d1", true);
+    }
+
+    fn entry(number: u64) -> Entry {
+        Entry {
+            waker: None,
+            signals: Signals::default(),
+            serial: number,
+            address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1),
+            protocol: Protocol::Mqtt,
+            device: Some((DeviceId::new(&format!("d{number}"), None).unwrap(), UnixSeconds(0))),
+            in_flight: InFlight::default(),
+            silent_since: Millis(number * 7919 % 20_000),
+            distrusted: false,
+            leaving: None,
+        }
+    }
+
+    #[test]
+    fn choosing_among_twenty_thousand_devices_holds_nobody_up() {
+        let roster: Slab<Entry> = (0..20_000).map(|number| (number as usize, entry(number))).collect();
+        let (mut picks, begun) = (Picks::default(), Instant::now());
+        for second in 1..=20 {
+            let everyone =
+                || roster.iter().filter_map(|(key, entry)| Some(((key as u32, entry.serial), entry.standing()?)));
+            let look = |(key, _): (u32, u64)| roster[key as usize].standing();
+            let (_, serial) = picks.next(Millis(second * 1000), look, everyone).unwrap();
+            assert_eq!(serial * 7919 % 20_000, 0);
+        }
+        // without optimization some milliseconds, once a second
+        let pass = begun.elapsed() / 20;
+        assert!(pass < Duration::from_millis(50), "a pass took {pass:?}");
     }
 }

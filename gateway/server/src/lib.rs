@@ -21,6 +21,7 @@ pub mod wheel;
 
 pub mod admin;
 pub mod config_file;
+pub mod drain;
 pub mod logging;
 pub mod metrics;
 pub mod reload;

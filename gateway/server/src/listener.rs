@@ -1,6 +1,7 @@
 //! Listening sockets, one per core and listener (`SO_REUSEPORT`), and the gate that every new connection passes.
 //!
-//! At a bound each socket holds one connection at the gate, unread; all others stay in the listen queue.
+//! At a bound each socket holds one connection at the gate, unread; all others stay in the listen queue, which the system serves in
+//! order and bounds. What it turns away when that is full, `gateway_listen_overflows_total` tells.
 
 use std::{
     io,
@@ -47,7 +48,7 @@ pub struct Bound {
 pub struct Gate {
     connections: Places,
     handshakes: Places,
-    rate: Mutex<Bucket>,
+    turns: Mutex<Turns>,
 }
 
 /// So many places; how many may change while they are taken.
@@ -153,7 +154,7 @@ impl Gate {
         Self {
             connections: Places::new(limits.connections_max),
             handshakes: Places::new(limits.handshakes_max),
-            rate: Mutex::new(Bucket::new(f64::from(limits.connects_per_second))),
+            turns: Mutex::new(Turns::new(limits.connects_per_second)),
         }
     }
 
@@ -161,22 +162,19 @@ impl Gate {
     pub fn set_limits(&self, limits: &Limits) {
         self.connections.set_max(limits.connections_max);
         self.handshakes.set_max(limits.handshakes_max);
-        self.rate.lock().unwrap_or_else(PoisonError::into_inner).set_rate(f64::from(limits.connects_per_second));
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).set_rate(limits.connects_per_second);
     }
 
-    /// Waits until one more connection may be there, shake hands, and come at this rate.
+    /// Waits until one more connection may be there, shake hands, and come at this rate: whoever comes first is first at each.
     async fn enter(&self, core: &Core) -> (OwnedSemaphorePermit, OwnedSemaphorePermit) {
         let connection = permit(&self.connections.free, core, Limit::Connections).await;
         let handshake = permit(&self.handshakes.free, core, Limit::Handshakes).await;
-        let mut counted = false;
-        loop {
-            let wait = self.rate.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
-            let Err(wait) = wait else { return (connection, handshake) };
-            if !std::mem::replace(&mut counted, true) {
-                core.metrics.limits.at(Limit::ConnectsPerSecond).inc();
-            }
+        let wait = self.turns.lock().unwrap_or_else(PoisonError::into_inner).next(Instant::now());
+        if !wait.is_zero() {
+            core.metrics.limits.at(Limit::ConnectsPerSecond).inc();
             tokio::time::sleep(wait).await;
         }
+        (connection, handshake)
     }
 }
 
@@ -212,38 +210,32 @@ async fn permit(of: &Arc<Semaphore>, core: &Core, limit: Limit) -> OwnedSemaphor
     Arc::clone(of).acquire_owned().await.expect("the gate's semaphores are never closed")
 }
 
-/// A token bucket: `rate` tokens per second, a tenth of a second's worth at once.
+/// Turns at `per_second`, in the order of asking: each is a moment of its own, so that nobody overtakes. A tenth of a second's worth
+/// may be taken at once after a pause, and makes up for timers that are late.
 #[derive(Debug)]
-struct Bucket {
-    rate: f64,
-    tokens: f64,
-    filled: Option<Instant>,
+struct Turns {
+    between: Duration,
+    at_once: Duration,
+    next: Option<Instant>,
 }
 
-impl Bucket {
-    fn new(rate: f64) -> Self {
-        Self { rate, tokens: Self::depth(rate), filled: None }
+impl Turns {
+    fn new(per_second: u32) -> Self {
+        let between = Duration::from_secs(1) / per_second.max(1);
+        Self { between, at_once: Duration::from_millis(100).saturating_sub(between), next: None }
     }
 
-    fn set_rate(&mut self, rate: f64) {
-        self.rate = rate;
-        self.tokens = self.tokens.min(Self::depth(rate));
+    /// Another rate for the turns that are not taken yet.
+    fn set_rate(&mut self, per_second: u32) {
+        *self = Self { next: self.next, ..Self::new(per_second) };
     }
 
-    fn depth(rate: f64) -> f64 {
-        (rate / 10.0).max(1.0)
-    }
-
-    /// Takes one token, or says how long to wait before asking again.
-    fn take(&mut self, now: Instant) -> Result<(), Duration> {
-        let passed = now.saturating_duration_since(self.filled.unwrap_or(now));
-        self.filled = Some(now);
-        self.tokens = (self.tokens + passed.as_secs_f64() * self.rate).min(Self::depth(self.rate));
-        if self.tokens >= 1.0 {
-            self.tokens -= 1.0;
-            return Ok(());
-        }
-        Err(Duration::from_secs_f64((1.0 - self.tokens) / self.rate).max(Duration::from_millis(1)))
+    /// Takes the next turn: how long to wait for it.
+    fn next(&mut self, now: Instant) -> Duration {
+        let earliest = now.checked_sub(self.at_once).unwrap_or(now);
+        let turn = self.next.map_or(earliest, |next| next.max(earliest));
+        self.next = Some(turn + self.between);
+        turn.saturating_duration_since(now)
     }
 }
 
@@ -257,21 +249,35 @@ mod tests {
 
     use gateway_core::settings::{Listener, Protocol};
 
-    use super::{Bucket, Places, bind};
+    use super::{Places, Turns, bind};
 
     #[test]
-    fn connects_come_at_the_rate_of_the_settings() {
-        let (mut bucket, start) = (Bucket::new(50.0), Instant::now());
-        let taken = (0..2000).filter(|ms| bucket.take(start + Duration::from_millis(*ms)).is_ok()).count();
-        assert!((100..=105).contains(&taken), "{taken} in two seconds at 50 per second");
+    fn connects_come_at_the_rate_of_the_settings_and_in_order() {
+        let (mut turns, start) = (Turns::new(50), Instant::now());
+        let moments: Vec<_> = (0..200).map(|_| turns.next(start)).collect();
+        assert!(moments.is_sorted());
+        let within = |seconds| moments.iter().filter(|wait| **wait < Duration::from_secs(seconds)).count();
+        assert_eq!((within(1), within(2), within(3)), (54, 104, 154));
+    }
+
+    #[test]
+    fn a_pause_saves_up_a_tenth_of_a_second_at_most() {
+        let (mut turns, start) = (Turns::new(50), Instant::now());
+        turns.next(start);
+        let later = start + Duration::from_mins(1);
+        let at_once = (0..200).filter(|_| turns.next(later).is_zero()).count();
+        assert_eq!(at_once, 5);
+        let (mut slow, hour) = (Turns::new(1), start + Duration::from_hours(1));
+        assert!(slow.next(hour).is_zero());
+        assert_eq!(slow.next(hour), Duration::from_secs(1));
     }
 
     #[test]
     fn another_rate_holds_at_once() {
-        let (mut bucket, start) = (Bucket::new(1000.0), Instant::now());
-        bucket.set_rate(10.0);
-        let taken = (0..1000).filter(|ms| bucket.take(start + Duration::from_millis(*ms)).is_ok()).count();
-        assert!((10..=11).contains(&taken), "{taken} in a second at 10 per second");
+        let (mut turns, start) = (Turns::new(1000), Instant::now());
+        turns.set_rate(10);
+        let within = (0..100).filter(|_| turns.next(start) < Duration::from_secs(1)).count();
+        assert_eq!(within, 10);
     }
 
     #[tokio::test]
@@ -297,14 +303,6 @@ mod tests {
         tokio::task::yield_now().await;
         taken.push(take().unwrap());
         assert!(take().is_err());
-    }
-
-    #[test]
-    fn the_wait_that_is_told_is_enough() {
-        let (mut bucket, start) = (Bucket::new(4.0), Instant::now());
-        assert!(bucket.take(start).is_ok());
-        let wait = bucket.take(start).unwrap_err();
-        assert!(bucket.take(start + wait).is_ok());
     }
 
     #[test]

@@ -29,7 +29,8 @@ Examples:
   gateway --config gateway.yaml --check                            report every error of the file, open no port
   RUST_LOG=gateway=debug gateway --config gateway.yaml             one line for each connect, refusal, disconnect
 
-Signals: SIGTERM or SIGINT drains and exits with 0; a second one exits at once.
+Signals: SIGTERM lets devices go in pace (orders of the admin port, else limits.drainPerSecond, within
+limits.drainTimeout) and exits with 0; SIGINT lets all go at once; a second one exits at once.
 Exit codes: 0 stopped as told, 1 failed while running, 2 the configuration or a secret is wrong."
 )]
 struct Arguments {
@@ -133,16 +134,22 @@ fn start(settings: Settings, config: (ConfigFile, String), arguments: &Arguments
 
 /// Serves until a signal, then drains; a second signal does not wait.
 async fn until_told(mut gateway: Gateway, mut terminate: Signal, mut interrupt: Signal) -> ExitCode {
-    tokio::select! {
-        _ = terminate.recv() => info!("SIGTERM: draining"),
-        _ = interrupt.recv() => info!("SIGINT: draining"),
+    let in_pace = tokio::select! {
+        _ = terminate.recv() => {
+            info!("SIGTERM: letting devices go in pace");
+            true
+        }
+        _ = interrupt.recv() => {
+            info!("SIGINT: letting all devices go");
+            false
+        }
         core = gateway.core_ended() => {
             error!(?core, "a core ended by itself");
             gateway.stop();
             return ExitCode::FAILURE;
         }
-    }
-    let stopped = tokio::task::spawn_blocking(move || gateway.stop());
+    };
+    let stopped = tokio::task::spawn_blocking(move || if in_pace { gateway.finish() } else { gateway.stop() });
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

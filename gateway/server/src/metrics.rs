@@ -4,6 +4,7 @@
 
 pub mod export;
 pub mod labels;
+mod listen_queue;
 
 use std::{
     marker::PhantomData,
@@ -14,10 +15,14 @@ use std::{
     time::Duration,
 };
 
-use gateway_core::message::{Outcome, QoS, Settlement};
+use gateway_core::{
+    drain::Cause,
+    message::{Outcome, QoS, Settlement},
+};
 
 pub use labels::{
-    ConnectResult, End, Label, Limit, TokenResult, TransportFault, UpstreamFailure, UpstreamState, label_of,
+    ConnectResult, End, Label, Limit, OrderResult, TokenResult, TransportFault, UpstreamFailure, UpstreamState,
+    label_of,
 };
 
 /// Only grows. One thread writes, any thread reads.
@@ -208,6 +213,10 @@ pub struct Metrics {
     pub refused: Labelled<End, Counter>,
     /// Connections that ended after an accepted CONNECT, by cause.
     pub disconnects: Labelled<End, Counter>,
+    /// Devices that went because they were told to, by cause.
+    pub let_go: Labelled<Cause, Counter>,
+    /// Devices that were to go and were not there.
+    pub let_go_unused: Counter,
     /// Device to hub.
     pub up: Messages,
     /// Hub to device.

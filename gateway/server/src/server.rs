@@ -20,6 +20,7 @@ use crate::{
     admin,
     config_file::ConfigFile,
     core::{self, Order, Parts},
+    drain::{self, Drains},
     listener::{self, Bound, Gate},
     metrics::export::Registry,
     presence::Presence,
@@ -29,6 +30,10 @@ use crate::{
     summary,
 };
 
+/// How late the housekeeping thread may be with the end of a drain before it counts as gone.
+const HOUSE_LATE: Duration = Duration::from_secs(5);
+/// How often [`Gateway::finish`] looks whether the cores have ended.
+const FINISH_LOOK: Duration = Duration::from_millis(20);
 /// Orders that may wait for one core.
 const ORDERS_MAX: usize = 1024;
 
@@ -63,8 +68,21 @@ pub struct Shared {
     pub gate: Gate,
     /// How to reach each core.
     pub cores: Vec<mpsc::Sender<Order>>,
-    /// Until when connections may settle, once the gateway drains.
-    pub drain: watch::Sender<Option<Millis>>,
+    /// How far the gateway is on its way out.
+    pub stage: watch::Sender<Stage>,
+    /// Who is let go, and how fast.
+    pub drains: Drains,
+}
+
+/// How far the gateway is on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It takes connections.
+    Serving,
+    /// It takes no more; those that are there are let go in pace.
+    Closed,
+    /// Everybody goes; what is in flight may settle until then.
+    Stopping(Millis),
 }
 
 impl Shared {
@@ -132,7 +150,8 @@ impl Gateway {
             registry: Registry::new(options.cores),
             gate: Gate::new(&settings.limits),
             cores: orders,
-            drain: watch::channel(None).0,
+            stage: watch::channel(Stage::Serving).0,
+            drains: Drains::new(options.cores),
             settings: ArcSwap::new(settings),
         });
         let mut gateway = Self::new(&shared, &ports, admin.local_addr()?);
@@ -200,18 +219,37 @@ impl Gateway {
         self.ended.recv().await
     }
 
-    /// Stops accepting and lets what is in flight settle, at most for `shutdownTimeout`. Returns at once.
+    /// Lets everybody go at once: stops accepting and lets what is in flight settle, at most for `shutdownTimeout`. Returns at
+    /// once.
     pub fn drain(&self) {
+        self.shared.stop();
         self.shared.registry.process.draining.store(true, Relaxed);
-        let now = Millis(self.shared.start.elapsed().as_millis() as u64);
-        let deadline = now.after(self.shared.settings.load().limits.shutdown_timeout);
-        // the first time counts
-        self.shared.drain.send_if_modified(|until| until.is_none() && until.replace(deadline).is_none());
     }
 
-    /// Drains, and waits until everything is closed.
+    /// Lets everybody go at once, and waits until everything is closed.
     pub fn stop(mut self) {
         self.drain();
+        self.join();
+    }
+
+    /// Wants no new connections from now on, and lets devices go in pace: as ordered over the admin port, or by itself at
+    /// `drainPerSecond`, within `drainTimeout`. Returns at once.
+    pub fn leave(&self) {
+        self.shared.drains.stop(&self.shared);
+    }
+
+    /// Leaves, and waits until everything is closed.
+    pub fn finish(mut self) {
+        self.leave();
+        let bound = Instant::now() + self.shared.settings.load().limits.drain_timeout + HOUSE_LATE;
+        while !self.cores.iter().all(JoinHandle::is_finished) {
+            if Instant::now() >= bound {
+                // nobody keeps house any more
+                self.drain();
+                break;
+            }
+            std::thread::sleep(FINISH_LOOK);
+        }
         self.join();
     }
 
@@ -227,6 +265,41 @@ impl Gateway {
         {
             error!("the housekeeping thread panicked");
         }
+    }
+}
+
+impl Shared {
+    /// Milliseconds since the start, as on every core's clock.
+    pub fn now(&self) -> Millis {
+        Millis(self.start.elapsed().as_millis() as u64)
+    }
+
+    /// The gateway was not told to close.
+    pub(crate) fn is_serving(&self) -> bool {
+        *self.stage.borrow() == Stage::Serving
+    }
+
+    /// Everybody goes, now. The first time counts.
+    pub(crate) fn stop(&self) {
+        let deadline = self.now().after(self.settings.load().limits.shutdown_timeout);
+        self.stage.send_if_modified(|stage| {
+            let first = !matches!(stage, Stage::Stopping(_));
+            if first {
+                *stage = Stage::Stopping(deadline);
+            }
+            first
+        });
+    }
+
+    /// No connection is taken any more.
+    pub(crate) fn close(&self) {
+        self.stage.send_if_modified(|stage| {
+            let first = *stage == Stage::Serving;
+            if first {
+                *stage = Stage::Closed;
+            }
+            first
+        });
     }
 }
 
@@ -299,6 +372,7 @@ fn spawn_house(shared: Arc<Shared>, house: House) -> std::io::Result<JoinHandle<
         runtime.block_on(async move {
             tokio::spawn(watcher.watch(look_every, Arc::clone(&shared), admin_tls.clone()));
             tokio::spawn(summary::tell(Arc::clone(&shared)));
+            tokio::spawn(drain::keep(Arc::clone(&shared)));
             if let Some(health) = health {
                 tokio::spawn(admin::serve_health(Arc::clone(&shared), health));
             }

@@ -188,6 +188,30 @@ fn the_file_is_followed_while_it_runs_and_the_log_says_so() {
 }
 
 #[test]
+fn a_second_signal_does_not_wait() {
+    let folder = Folder::new();
+    let (mut child, _) = serving(&folder);
+    signal(&child, Signal::TERM);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(child.try_wait().unwrap(), None);
+    let told = Instant::now();
+    signal(&child, Signal::TERM);
+    assert_eq!(exit_code(&mut child), 130);
+    assert!(told.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn sigint_lets_all_go_at_once() {
+    let folder = Folder::new();
+    let (mut child, port) = serving(&folder);
+    let _silent = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let told = Instant::now();
+    signal(&child, Signal::INT);
+    assert_eq!(exit_code(&mut child), 0);
+    assert!(told.elapsed() < Duration::from_secs(4));
+}
+
+#[test]
 fn help_shows_examples_and_version_the_version() {
     let run = |argument: &str| {
         let output = Command::new(env!("CARGO_BIN_EXE_gateway")).arg(argument).output().unwrap();

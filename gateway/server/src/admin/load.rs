@@ -3,11 +3,11 @@
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use axum::{Json, extract::State};
-use gateway_core::session::effect::CloseCause;
 use serde::Serialize;
 
+use super::drain::DrainEntry;
 use crate::{
-    metrics::{ConnectResult, End, Messages, UpstreamState},
+    metrics::{ConnectResult, Messages, UpstreamState},
     server::Shared,
 };
 
@@ -37,7 +37,7 @@ pub(super) struct Load {
     /// What is wrong with secrets that are not in force.
     secrets_problem: Option<String>,
     /// The drain under way.
-    drain: (),
+    drain: Option<DrainEntry>,
 }
 
 #[derive(Debug, Serialize)]
@@ -73,7 +73,7 @@ impl Load {
             handshaking: gauge(|core| core.handshakes.get()),
             connects_total: registry.total(|core| core.connects.at(ConnectResult::Accepted).get()),
             messages_total: registry.total(|core| accepted(&core.up) + accepted(&core.down)),
-            let_go_total: registry.total(|core| core.disconnects.at(End::Closed(CloseCause::Shutdown)).get()),
+            let_go_total: registry.total_of(|core| &core.let_go),
             distrusted: gauge(|core| core.distrusted.get()),
             ready: !registry.process.draining.load(Relaxed),
             upstream: UpstreamLoad::of(shared),
@@ -83,7 +83,7 @@ impl Load {
                 needs_restart: standing.needs_restart.clone(),
             },
             secrets_problem: standing.secrets_problem(),
-            drain: (),
+            drain: super::drain::entry(shared),
         }
     }
 }

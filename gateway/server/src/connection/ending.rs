@@ -3,6 +3,7 @@
 use std::{
     pin::Pin,
     rc::Rc,
+    sync::atomic::{Ordering::Release, fence},
     task::{Context, Poll},
     time::Duration,
 };
@@ -118,9 +119,11 @@ impl Connection {
     fn tell_end(&mut self, core: &Core, end: End, why: &str) {
         let mut roster = core.roster.borrow_mut();
         let entry = roster.get_mut(self.place.key as usize);
-        let entry = entry.inspect(|entry| core.metrics.distrusted.add(-i64::from(entry.distrusted)));
-        let (address, device) = entry.map(|entry| (entry.address, entry.device.take())).unzip();
-        let device = device.flatten().map(|(device, _)| device);
+        let (address, device, leaving) = entry.map_or((None, None, None), |entry| {
+            core.metrics.distrusted.add(-i64::from(std::mem::take(&mut entry.distrusted)));
+            (Some(entry.address), entry.device.take(), entry.leaving)
+        });
+        let device = device.map(|(device, _)| device);
         if let Some(device) = &device {
             core.shared.presence.leave(device, self.place);
         }
@@ -128,6 +131,11 @@ impl Connection {
         if std::mem::take(&mut self.accepted) {
             core.metrics.connections.add(-1);
             core.metrics.disconnects.at(end).inc();
+            if let Some(leaving) = leaving {
+                // whoever reads this count first finds a count of connections that is not older
+                fence(Release);
+                core.metrics.let_go.at(leaving.cause).inc();
+            }
             debug!(device = device.as_ref().map(DeviceId::as_str), address, cause, why, "device disconnected");
         } else {
             core.metrics.handshakes.add(-1);

@@ -17,11 +17,15 @@ impl Connection {
         let mut roster = core.roster.borrow_mut();
         let Some(entry) = roster.get_mut(self.place.key as usize) else { return };
         let Some((device, since)) = &entry.device else { return };
+        if entry.leaving.is_some() {
+            return;
+        }
         let trusted = is_trusted(core, self.transport.peer_certificates(), *since);
         if entry.distrusted == trusted {
             entry.distrusted = !trusted;
             core.metrics.distrusted.add(if trusted { -1 } else { 1 });
             debug!(%device, trusted, "certificate checked again");
+            core.shared.drains.look();
         }
     }
 }

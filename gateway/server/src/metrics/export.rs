@@ -4,16 +4,17 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
 };
 
+use gateway_core::drain::State;
 use prometheus::{
     Encoder, TextEncoder,
     proto::{Bucket, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use super::{BUCKETS_US, Counter, Gauge, Histogram, Label, Labelled, Messages, Metrics};
+use super::{BUCKETS_US, Counter, Gauge, Histogram, Label, Labelled, Messages, Metrics, OrderResult, listen_queue};
 
 /// The metrics of every core, and what the process itself counts.
 #[derive(Debug)]
@@ -30,8 +31,12 @@ pub struct Process {
     secrets: Mutex<BTreeMap<String, SecretState>>,
     /// Files that were taken, and files that were refused.
     config_reloads: [AtomicU64; 2],
-    /// Stopping or draining: `gateway_draining`.
+    /// Wants no new connections: `gateway_draining`.
     pub draining: AtomicBool,
+    drain_state: AtomicU8,
+    drain_remaining: AtomicU64,
+    /// Orders to drain, by result. Written by the housekeeping thread alone.
+    pub drain_orders: Labelled<OrderResult, Counter>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -42,6 +47,21 @@ struct SecretState {
 }
 
 impl Process {
+    /// How the drain stands, if there is one, and how many connections it has still to let go.
+    pub fn note_drain(&self, state: Option<State>, remaining: u64) {
+        self.drain_state.store(Self::state_code(state), Relaxed);
+        self.drain_remaining.store(remaining, Relaxed);
+    }
+
+    fn state_code(state: Option<State>) -> u8 {
+        match state {
+            None => 0,
+            Some(State::Draining) => 1,
+            Some(State::Paused) => 2,
+            Some(State::Done) => 3,
+        }
+    }
+
     /// A secret was read; `not_after` in Unix seconds if it holds a certificate.
     pub fn secret_loaded(&self, name: &str, not_after: Option<i64>) {
         let mut secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
@@ -156,6 +176,15 @@ impl Registry {
             MetricType::COUNTER,
             vec![counter(&[], errors)],
         ));
+        if let Some(overflows) = listen_queue::overflows() {
+            let help = "Connections turned away because a listen queue was full, in this network namespace.";
+            out.push(family(
+                "gateway_listen_overflows_total",
+                help,
+                MetricType::COUNTER,
+                vec![counter(&[], overflows)],
+            ));
+        }
     }
 
     fn messages(&self, out: &mut Vec<MetricFamily>) {
@@ -232,15 +261,41 @@ impl Registry {
         let reloads = reloads.map(|(result, count)| counter(&[("result", result)], count.load(Relaxed)));
         let help = "Changes of the configuration file that came into force, or were refused.";
         out.push(family("gateway_config_reloads_total", help, MetricType::COUNTER, reloads.collect()));
-        let draining = f64::from(u8::from(self.process.draining.load(Relaxed)));
-        let help = "1 while this process takes no new connections.";
-        out.push(family("gateway_draining", help, MetricType::GAUGE, vec![gauge(&[], draining)]));
+        self.drain(out);
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         out.push(family(
             "gateway_build_info",
             "Version of this program.",
             MetricType::GAUGE,
             vec![gauge(&version, 1.0)],
+        ));
+    }
+
+    fn drain(&self, out: &mut Vec<MetricFamily>) {
+        let process = &self.process;
+        let draining = f64::from(u8::from(process.draining.load(Relaxed)));
+        let help = "1 while this process wants no new connections: it stops or was ordered to be left.";
+        out.push(family("gateway_draining", help, MetricType::GAUGE, vec![gauge(&[], draining)]));
+        let state = process.drain_state.load(Relaxed);
+        let states = State::ALL.iter().map(|(value, text)| {
+            gauge(&[("state", text)], f64::from(u8::from(state == Process::state_code(Some(*value)))))
+        });
+        out.push(family(
+            "gateway_drain",
+            "1 for the state of the drain, if there is one.",
+            MetricType::GAUGE,
+            states.collect(),
+        ));
+        let remaining = process.drain_remaining.load(Relaxed) as f64;
+        let help = "Connections that the drain has still to let go.";
+        out.push(family("gateway_drain_remaining", help, MetricType::GAUGE, vec![gauge(&[], remaining)]));
+        out.push(self.counters("gateway_let_go_total", "Devices let go, by cause.", "cause", |core| &core.let_go));
+        let orders = process.drain_orders.iter().map(|(text, cell)| counter(&[("result", text)], cell.get())).collect();
+        out.push(family(
+            "gateway_drain_orders_total",
+            "Orders to drain and to end a drain, by result.",
+            MetricType::COUNTER,
+            orders,
         ));
     }
 

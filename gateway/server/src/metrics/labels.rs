@@ -1,6 +1,10 @@
 //! The label values of the gateway's metrics: names are API.
 
-use gateway_core::{auth::RefusedReason, session::effect::CloseCause};
+use gateway_core::{
+    auth::RefusedReason,
+    drain::{Cause, State},
+    session::effect::CloseCause,
+};
 
 /// A closed set of label values.
 pub trait Label: Copy + PartialEq + 'static {
@@ -24,6 +28,40 @@ pub enum ConnectResult {
 
 impl Label for ConnectResult {
     const ALL: &'static [(Self, &'static str)] = &[(Self::Accepted, "accepted"), (Self::Refused, "refused")];
+}
+
+/// `gateway_let_go_total{cause}`.
+impl Label for Cause {
+    const ALL: &'static [(Self, &'static str)] = &[
+        (Self::ScaleIn, "scale_in"),
+        (Self::Upgrade, "upgrade"),
+        (Self::Eviction, "eviction"),
+        (Self::Rebalance, "rebalance"),
+        (Self::CertificateAuthority, "certificate_authority"),
+        (Self::Termination, "termination"),
+    ];
+}
+
+/// `gateway_drain{state}`.
+impl Label for State {
+    const ALL: &'static [(Self, &'static str)] =
+        &[(Self::Draining, "draining"), (Self::Paused, "paused"), (Self::Done, "done")];
+}
+
+/// `gateway_drain_orders_total{result}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OrderResult {
+    /// Followed.
+    Taken,
+    /// Of an earlier epoch.
+    Epoch,
+    /// Not an order, or one that cannot be meant.
+    Nonsense,
+}
+
+impl Label for OrderResult {
+    const ALL: &'static [(Self, &'static str)] =
+        &[(Self::Taken, "taken"), (Self::Epoch, "epoch"), (Self::Nonsense, "nonsense")];
 }
 
 /// What is wrong with a connection below MQTT.

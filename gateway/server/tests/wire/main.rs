@@ -4,8 +4,10 @@
 
 mod admin;
 mod bridge;
+mod drain;
 mod refusals;
 mod reload;
+mod storm;
 mod support;
 mod takeover;
 mod transports;

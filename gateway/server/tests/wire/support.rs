@@ -24,6 +24,9 @@ pub(crate) const HUB: &str = "localhost";
 /// Key of every device of these tests: 32 bytes of `k`.
 pub(crate) const KEY: &str = "a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s=";
 
+/// Devices `f1`, `f2`, … that the gateway has keys of, too, and the hub does not know.
+pub(crate) const DEVICES: usize = 2000;
+
 /// A running gateway and what its devices need to know.
 pub(crate) struct World {
     pub(crate) gateway: Gateway,
@@ -54,7 +57,7 @@ pub(crate) struct Certificates {
 }
 
 impl World {
-    /// A gateway that checks tokens by its own keys (devices `d1` to `d9`, `d1/m1`) and whose hub never answers.
+    /// A gateway that checks tokens by its own keys (`d1` to `d9`, `d1/m1`, `f1` to `f2000`) and whose hub never answers.
     pub(crate) fn without_hub(more_yaml: &str) -> Self {
         let mute_hub = TcpListener::bind("127.0.0.1:0").unwrap();
         let world = Self::start(&local_yaml(mute_hub.local_addr().unwrap().port(), more_yaml));
@@ -216,7 +219,9 @@ fn write_secrets(folder: &Folder, certificates: &Certificates, policy_key: &str)
     write("tls/tls.key", &key);
     write("ca/ca.crt", &certificates.ca_pem);
     write("policy/key", policy_key);
-    let keys: Vec<_> = (1..=9).map(|n| format!("d{n} {KEY}")).chain([format!("d1/m1 {KEY}")]).collect();
+    let few = (1..=9).map(|n| format!("d{n} {KEY}"));
+    let many = (1..=DEVICES).map(|n| format!("f{n} {KEY}"));
+    let keys: Vec<_> = few.chain([format!("d1/m1 {KEY}")]).chain(many).collect();
     write("device-keys/keys", &keys.join("\n"));
 }
 
