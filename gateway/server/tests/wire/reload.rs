@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     admin::get,
+    drain::{drain, order},
     support::{Certificates, KEY, Verify, World, eventually, login},
 };
 
@@ -238,8 +239,10 @@ fn who_checks_tokens_may_change_and_those_who_are_connected_stay() {
 }
 
 #[test]
-fn devices_of_a_ca_that_is_not_trusted_any_more_are_marked_and_stay() {
+fn devices_of_a_ca_that_is_not_trusted_any_more_are_marked_and_stay_until_they_are_let_go() {
     let world = World::without_hub("");
+    // whoever is to go waits for another order
+    drain(world.gateway.admin, &order(1, 0.0));
     let (old_ca, other) = (world.certificates.ca_pem.clone(), Certificates::new());
     let (chain, key) = world.certificates.issue("d1");
     let login_by_certificate = Login { password: None, ..login("d1") };
