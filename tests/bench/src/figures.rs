@@ -25,6 +25,7 @@ pub(crate) struct Sample {
 /// Quantiles, in microseconds.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_field_names, reason = "the unit stands last in every name, here and in the JSON")]
 pub(crate) struct Latency {
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
@@ -35,6 +36,7 @@ pub(crate) struct Latency {
 /// What devices cost, in KiB each.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_field_names, reason = "the unit stands last in every name, here and in the JSON")]
 pub(crate) struct Memory {
     /// Private memory of the server.
     pub(crate) private_kib: f64,

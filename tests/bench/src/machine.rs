@@ -65,7 +65,7 @@ impl Machine {
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { commit, gateway, bench, rustc, kernel, cpus, cpu_model, open_files_max } = self;
-        write!(f, "commit {commit} · {gateway} · {bench} · {rustc}\n")?;
+        writeln!(f, "commit {commit} · {gateway} · {bench} · {rustc}")?;
         write!(f, "Linux {kernel} · {cpus} CPUs, {cpu_model} · at most {open_files_max} open files a process")
     }
 }

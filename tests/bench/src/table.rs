@@ -8,6 +8,9 @@ use crate::{
     workload::Goals,
 };
 
+/// One figure of a sample, if it was measured.
+type Figure<'a> = &'a dyn Fn(&Sample) -> Option<f64>;
+
 /// Prints one workload.
 pub(crate) fn print(outcome: &Outcome) {
     println!("\n{}", text(outcome));
@@ -15,23 +18,18 @@ pub(crate) fn print(outcome: &Outcome) {
 
 fn text(outcome: &Outcome) -> String {
     let goals = outcome.key.goals();
-    let mut out = heading(outcome);
-    out.push_str(&format!(
-        "\n  {:22} {:>24} {:>15} {:>9} {:>8} {:>8} {:>8} {:>8}",
+    let titles = format!(
+        "{:22} {:>24} {:>15} {:>9} {:>8} {:>8} {:>8} {:>8}",
         "server", "user + system = CPU µs", "(range)", "count", "p50 µs", "p99 µs", "p99.9", "max"
-    ));
-    for server in outcome.servers.iter().filter(|server| !server.samples.is_empty()) {
-        out.push('\n');
-        out.push_str(&row(server));
-    }
-    for line in memory(outcome, goals).into_iter().chain(ratios(outcome, goals)) {
-        out.push_str("\n  ");
-        out.push_str(&line);
-    }
-    let notes = outcome.peers.iter().chain(&outcome.missing);
-    notes.for_each(|note| out.push_str(&format!("\n  {note}")));
-    outcome.problems.iter().for_each(|problem| out.push_str(&format!("\n  FAILED: {problem}")));
-    out
+    );
+    let measured = outcome.servers.iter().filter(|server| !server.samples.is_empty());
+    let mut lines = vec![heading(outcome), titles];
+    lines.extend(measured.map(row));
+    lines.extend(memory(outcome, goals));
+    lines.extend(ratios(outcome, goals));
+    lines.extend(outcome.peers.iter().chain(&outcome.missing).cloned());
+    lines.extend(outcome.problems.iter().map(|problem| format!("FAILED: {problem}")));
+    lines.join("\n  ")
 }
 
 /// What is counted, and how good the rounds were.
@@ -61,7 +59,7 @@ fn row(server: &Servers) -> String {
     let sum = |value: &dyn Fn(&Sample) -> f64| server.samples.iter().map(value).sum::<f64>();
     let user_share = sum(&|sample| sample.cpu.user_us) / sum(&|sample| sample.cpu.total_us()).max(f64::MIN_POSITIVE);
     format!(
-        "  {:22} {:>7.2} +{:>6.2} ={:>7.2} {:>15} {:>9.0} {:>8} {:>8} {:>8} {:>8}",
+        "{:22} {:>7.2} +{:>6.2} ={:>7.2} {:>15} {:>9.0} {:>8} {:>8} {:>8} {:>8}",
         server.name,
         cpu * user_share,
         cpu * (1.0 - user_share),
@@ -99,7 +97,7 @@ fn ratios(outcome: &Outcome, goals: Goals) -> Vec<String> {
         let p99 = |sample: &Sample| sample.latency.map(|latency| latency.p99_us);
         let cpu = |sample: &Sample| Some(sample.cpu.total_us()).filter(|_| sample.memory.is_none());
         let kib = |sample: &Sample| sample.memory.map(|memory| memory.private_kib);
-        let figures: [(&str, &dyn Fn(&Sample) -> Option<f64>, Option<f64>); 4] =
+        let figures: [(&str, Figure<'_>, Option<f64>); 4] =
             [("CPU", &cpu, goals.cpu), ("p50", &p50, goals.p50), ("p99", &p99, goals.p99), ("memory", &kib, None)];
         let shown = figures.into_iter().filter_map(|(name, value, goal)| {
             let (middle, low, high) = ratio(&gateway.samples, &other.samples, value)?;
@@ -118,7 +116,7 @@ fn judged(value: f64, goal: Option<f64>, unit: &str) -> String {
 }
 
 /// Median and range of one server's figure over the other's, round by round; `None` if it was not measured.
-fn ratio(one: &[Sample], other: &[Sample], value: &dyn Fn(&Sample) -> Option<f64>) -> Option<(f64, f64, f64)> {
+fn ratio(one: &[Sample], other: &[Sample], value: Figure<'_>) -> Option<(f64, f64, f64)> {
     let ratios = one.iter().zip(other).map(|(one, other)| Some(value(one)? / value(other)?));
     let ratios = ratios.collect::<Option<Vec<_>>>()?;
     (!ratios.is_empty()).then(|| median(&ratios))

@@ -24,7 +24,7 @@ const PRINT_BATCH: usize = 1000;
 #[command(version)]
 struct Arguments {
     /// Name of the hub, as in connection strings and tokens
-    #[arg(long, default_value = "localhost")]
+    #[arg(long, default_value = "localhost", value_parser = host_name)]
     name: String,
     /// Address to listen on
     #[arg(long, default_value = "127.0.0.1")]
@@ -116,6 +116,21 @@ fn main() -> anyhow::Result<()> {
     })?;
     hub.stop();
     Ok(())
+}
+
+/// A host name as RFC 1123 has it: it goes into connection strings, tokens and a certificate.
+fn host_name(text: &str) -> Result<String, String> {
+    let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(is_inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if text.len() <= 253 && text.split('.').all(is_label) {
+        return Ok(text.to_owned());
+    }
+    Err("not a host name: letters, digits and hyphens in labels separated by dots, at most 253 characters".to_owned())
 }
 
 fn config(arguments: &Arguments) -> anyhow::Result<HubConfig> {
@@ -318,4 +333,26 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::host_name;
+
+    fn check(text: &str, is_name: bool) {
+        assert_eq!(host_name(text).is_ok(), is_name, "{text}");
+    }
+
+    #[test]
+    fn a_name_that_would_break_a_connection_string_is_refused() {
+        for name in ["localhost", "contoso.azure-devices.net", "127.0.0.1", "A-1"] {
+            check(name, true);
+        }
+        for name in ["", "bad;name", "a=b", "a b", "a..b", ".a", "a.", "-a", "a-", "ä.example", "a/b", "a%2f"] {
+            check(name, false);
+        }
+        check(&"a".repeat(63), true);
+        check(&"a".repeat(64), false);
+        check(&["a"; 128].join("."), false);
+    }
 }
