@@ -14,7 +14,7 @@ const LEAVE_MAX: Millis = 60_000;
 
 /// The plan from now on, but for rebalancing and rates.
 pub(crate) fn next(view: &View<'_>) -> Vec<Drain> {
-    let carried = view.input.drains.iter().filter_map(|drain| Some(carry(view, drain, view.pod(&drain.pod)?)?));
+    let carried = view.input.drains.iter().filter_map(|drain| carry(view, drain, view.pod(&drain.pod)?));
     let mut drains: Vec<Drain> = carried.collect();
     drains.extend(endings(view, &drains));
     drains.extend(distrusted(view, &drains));

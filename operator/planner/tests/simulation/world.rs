@@ -11,7 +11,7 @@ use planner::{
 use crate::{
     cluster::{Cluster, Grace},
     judge::Judge,
-    leader::{Late, Leader, Store},
+    leader::{Around, Late, Leader, Store},
     random::Random,
 };
 
@@ -200,7 +200,9 @@ impl World {
         let (arrived, late) = std::mem::take(&mut self.late).into_iter().partition(|order: &Late| order.at <= now);
         self.late = late;
         let arrived: Vec<Late> = arrived;
-        arrived.iter().for_each(|order| order.arrive(now, &mut self.cluster, &mut self.judge));
+        for order in arrived {
+            order.arrive(now, &mut self.cluster, &mut self.judge);
+        }
         if self.leader.is_none() && now >= self.next_leader {
             self.epoch += 1;
             self.judge.tally.leaders += 1;
@@ -209,8 +211,14 @@ impl World {
             self.leader = Some(Leader::new(self.epoch, now, mortality, &self.store.drains, &mut self.random));
         }
         let Some(leader) = &mut self.leader else { return };
-        let (cluster, store, judge) = (&mut self.cluster, &mut self.store, &mut self.judge);
-        if leader.step(now, self.spec, cluster, store, judge, &mut self.late, &mut self.random).is_err() {
+        let mut around = Around {
+            cluster: &mut self.cluster,
+            store: &mut self.store,
+            judge: &mut self.judge,
+            late: &mut self.late,
+            random: &mut self.random,
+        };
+        if leader.step(now, self.spec, &mut around).is_err() {
             log(self.script.loud, now, || format!("leader {} dies", self.epoch));
             self.leader = None;
             self.next_leader = now + self.random.between(2, 34) * TICK;
@@ -259,7 +267,9 @@ impl World {
         let killed = self.cluster.pods.iter().filter(|pod| ends(pod) && !pod.gateway.devices.is_empty()).count();
         self.judge.tally.killed_with_devices += killed as u64;
         let over: Vec<_> = self.cluster.pods.extract_if(.., |pod| ends(pod)).collect();
-        over.iter().for_each(|pod| self.send_back(&pod.gateway.devices, 20));
+        for pod in over {
+            self.send_back(&pod.gateway.devices, 20);
+        }
     }
 
     fn send_back(&mut self, devices: &[u32], ticks_max: i64) {
