@@ -16,6 +16,7 @@ use operator::{
     desired::{Installation, desired, tls, tls::Step},
     names,
     observe::{Observed, SecretFacts, Use},
+    scaling::Plan,
     secrets,
 };
 use rustls::{
@@ -82,7 +83,7 @@ impl Fleet {
 
     fn steps(&self) -> Vec<Step> {
         let installation = Installation { gateway_image: "g".to_owned() };
-        desired(&self.gateway, &self.observe(), &installation).expect("the spec is right").certificates
+        desired(&self.gateway, &self.observe(), &Plan::default(), &installation).expect("the spec is right").certificates
     }
 
     fn mint(&self, step: &Step) -> Result<Secret, MintError> {
