@@ -186,8 +186,8 @@ pub(crate) fn allot(view: &View<'_>, drains: &mut [Drain]) -> BTreeMap<String, u
     for (place, index) in queue.into_iter().enumerate() {
         let drain = &drains[index];
         let had = held.get(drain.pod.as_str()).copied().unwrap_or_default();
-        // what it would let go by itself it may be told to, as far as there is room for it
-        let has = had.all().saturating_sub(over).max(had.told);
+        // what it may have been told, or lets go by itself, it may be told as far as there is room for all
+        let has = had.all().saturating_sub(over);
         let rate = share(place).min(has.saturating_add(free));
         free -= rate.saturating_sub(has);
         rates.insert(drain.pod.clone(), rate);
