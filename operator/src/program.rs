@@ -88,6 +88,8 @@ pub async fn run(flags: Run, shutdown: Shutdown) -> Result<(), ProgramError> {
 
     let mut work = tokio::spawn(work(parts.clone(), metrics_port));
     tokio::select! {
+        // what ends because it was told to did not end by itself
+        biased;
         () = parts.shutdown.requested() => {}
         _ = &mut work => return Err(ProgramError::Ended("controller")),
         () = candidacy.ended() => return Err(ProgramError::Ended("election")),
