@@ -1,6 +1,6 @@
 //! The command line. Every flag of `run` can be given by the environment, too, as the chart does.
 
-use std::{ffi::OsString, net::SocketAddr};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
 
@@ -14,6 +14,7 @@ use crate::logging;
 Examples:
   operator --gateway-image registry.example/gateway:1.0    as the chart runs it; KUBECONFIG outside a cluster
   operator run --help                                      the flags, and their names in the environment
+  operator plan -f pgw.yaml --connections 50000            what a fleet of so many devices needs and costs
   RUST_LOG=operator=debug operator run …                   one line for each reconcile and each write
 
 Without a command it is `run`.
@@ -31,6 +32,8 @@ pub struct Cli {
 pub enum Command {
     /// Run the operator [default]
     Run(Box<Run>),
+    /// Say how many pods a fleet needs, and how long drains, rollouts and losses would take
+    Plan(Plan),
     /// Ask a URL until it answers 200, for `helm test`
     #[command(hide = true)]
     Probe(Probe),
@@ -61,6 +64,39 @@ impl Cli {
         }
         Self::try_parse_from(line)
     }
+}
+
+/// Flags of `plan`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Plan {
+    /// File with the ProtocolGateway; - for standard input
+    #[arg(long, short, value_name = "FILE")]
+    pub file: PathBuf,
+
+    /// Devices connected
+    #[arg(long, value_name = "N")]
+    pub connections: u64,
+
+    /// Pods [default: as many as the devices need]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=100_000))]
+    pub pods: Option<u32>,
+
+    /// Nodes that the pods are spread over [default: one for each pod]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub nodes: Option<u32>,
+
+    /// Shape of the answer
+    #[arg(long, short, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+/// Shape of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// For people
+    Text,
+    /// For programs
+    Json,
 }
 
 /// Flags of `run`.
@@ -173,6 +209,19 @@ mod tests {
         check("", &[]);
         check("a", &["a"]);
         check("b,a,,b", &["a", "b"]);
+    }
+
+    #[test]
+    fn a_plan_needs_a_file_and_a_number_of_devices() {
+        let read = |line: &str| Cli::read(line.split_whitespace().map(OsString::from));
+        let cli = read("operator plan -f pgw.yaml --connections 50000 -o json").expect("it is right");
+        let Command::Plan(plan) = cli.command else { panic!("it is a plan") };
+        let expected =
+            Plan { file: "pgw.yaml".into(), connections: 50_000, pods: None, nodes: None, output: Output::Json };
+        assert_eq!(plan, expected);
+        for wrong in ["plan", "plan -f a", "plan -f a --connections -1", "plan -f a --connections 1 --nodes 0"] {
+            assert!(read(&format!("operator {wrong}")).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use operator::{
     cli::{self, Cli, Command},
-    logging, probe_url, program, shutdown,
+    logging, plan, probe_url, program, shutdown,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
@@ -17,6 +17,7 @@ const EXIT_CUT_SHORT: i32 = 130;
 fn main() -> ExitCode {
     match Cli::read(std::env::args_os()) {
         Ok(Cli { command: Command::Run(flags) }) => run(*flags),
+        Ok(Cli { command: Command::Plan(flags) }) => plan::command(&flags),
         Ok(Cli { command: Command::Probe(flags) }) => probe(&flags),
         Err(error) => error.exit(),
     }

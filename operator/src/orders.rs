@@ -14,7 +14,10 @@ use kube::{
 use planner::{Ledger, Millis, Order};
 use serde_json::json;
 
-use crate::scaling::{self, Plan};
+use crate::{
+    observe::PodFacts,
+    scaling::{self, Plan},
+};
 
 /// Annotation by which a ReplicaSet chooses whom to delete.
 pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
@@ -38,6 +41,14 @@ impl Book {
             (epoch, Ledger::new(scaling::millis(now), &plan))
         };
         &mut self.of.get_or_insert_with(inherit).1
+    }
+
+    /// Forgets pods that are not among `pods`, once what they let go last is a second ago. To be called before each plan;
+    /// `now` is not rounded.
+    pub fn forget_gone(&mut self, pods: &[PodFacts], now: Timestamp) {
+        if let Some((_, ledger)) = &mut self.of {
+            ledger.retain(|name| pods.iter().any(|pod| pod.name == name), scaling::millis(now));
+        }
     }
 }
 

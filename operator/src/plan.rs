@@ -1,17 +1,61 @@
-//! `operator plan`: how many pods, and how long drains, rollouts and losses take within the budget. Builds text; reads no file.
+//! `operator plan`: how many pods, and how long drains, rollouts and losses take within the budget.
 
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    fs::File,
+    io::{self, Read},
+    path::Path,
+    process::ExitCode,
+};
 
 use crds::{ProtocolGateway, ProtocolGatewaySpec, status};
 use planner::whatif::{self, Outlook, Question};
 use serde_json::json;
 
-use crate::{desired::MIN_READY_S, observe::Observed, scaling};
+use crate::{cli, desired::MIN_READY_S, observe::Observed, scaling};
 
 /// `limits.connectsPerSecond` where none is given.
 const CONNECTS_PER_SECOND: i64 = 500;
 /// `limits.connectionsMax` where none is given.
 const CONNECTIONS_MAX: i64 = 18_000;
+
+/// A file that is larger is none that an API server would take.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Exit code of a file that cannot be read or is wrong.
+const EXIT_FILE: u8 = 2;
+
+/// Carries out `operator plan`.
+pub fn command(flags: &cli::Plan) -> ExitCode {
+    let what_if = WhatIf { connections: flags.connections, pods: flags.pods, nodes: flags.nodes };
+    let answered = read(&flags.file).and_then(|text| answer(&text, what_if).map_err(|error| error.to_string()));
+    match answered {
+        Ok(outlook) => {
+            match flags.output {
+                cli::Output::Text => print!("{}", text(&outlook, what_if)),
+                cli::Output::Json => println!("{:#}", json(&outlook, what_if)),
+            }
+            ExitCode::SUCCESS
+        }
+        Err(problem) => {
+            eprintln!("error: {}: {problem}", flags.file.display());
+            ExitCode::from(EXIT_FILE)
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let mut text = String::new();
+    let stream: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(io::stdin())
+    } else {
+        Box::new(File::open(path).map_err(|error| error.to_string())?)
+    };
+    stream.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(format!("it has more than {FILE_BYTES_MAX} bytes"));
+    }
+    Ok(text)
+}
 
 /// What is asked beside the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

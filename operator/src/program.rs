@@ -88,7 +88,7 @@ pub async fn run(flags: Run, shutdown: Shutdown) -> Result<(), ProgramError> {
 
     let mut work = tokio::spawn(work(parts.clone(), metrics_port));
     tokio::select! {
-        // what ends because it was told to did not end by itself
+        // first: what is told to stop ends, too, and is no fault then
         biased;
         () = parts.shutdown.requested() => {}
         _ = &mut work => return Err(ProgramError::Ended("controller")),

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crds::{ProtocolGateway, ProtocolGatewayStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{
     ResourceExt,
     api::{Patch, PatchParams},
@@ -92,6 +93,11 @@ fn without_counts(status: &ProtocolGatewayStatus) -> ProtocolGatewayStatus {
     status.connections = None;
     status.pods.iter_mut().for_each(|pod| pod.connections = None);
     status.drains.iter_mut().for_each(|drain| drain.remaining = 0);
+    status.outlook = None;
+    // their messages count devices and seconds; their reasons say what is
+    let counting = ["Draining", "Rebalancing", "ScalingLimited"];
+    let counts = |condition: &&mut Condition| counting.contains(&condition.type_.as_str());
+    status.conditions.iter_mut().filter(counts).for_each(|condition| condition.message.clear());
     status
 }
 

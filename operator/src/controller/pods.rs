@@ -65,7 +65,7 @@ fn load(report: &Report) -> Option<Load> {
     let said = report.load.as_ref()?;
     let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     let drain = said.drain.as_ref().map(|drain| DrainFacts {
-        cause: Some(drain.cause),
+        cause: drain.cause,
         epoch: drain.epoch,
         per_second: if drain.state == DrainState::Draining { drain.per_second } else { 0.0 },
         remaining: number(drain.remaining),

@@ -1,7 +1,10 @@
 //! What a pod says at `/load`, read strictly: what cannot be true is refused as a whole.
 
 use crds::status::DrainCause;
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::value::{self, StringDeserializer},
+};
 
 /// No pod has as many devices.
 const CONNECTIONS_MAX: u64 = 1_000_000_000;
@@ -70,8 +73,9 @@ pub struct ConfigReport {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DrainReport {
-    /// Why.
-    pub cause: DrainCause,
+    /// Why; absent if it is for no order: it was told to stop.
+    #[serde(default, deserialize_with = "known_cause")]
+    pub cause: Option<DrainCause>,
     /// Which leader ordered it.
     pub epoch: i64,
     /// What it is at.
@@ -84,6 +88,12 @@ pub struct DrainReport {
     pub remaining: u64,
     /// Devices that went.
     pub let_go: u64,
+}
+
+/// A gateway has causes of its own, and a newer one may have more.
+fn known_cause<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DrainCause>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    Ok(text.and_then(|text| DrainCause::deserialize(StringDeserializer::<value::Error>::new(text)).ok()))
 }
 
 /// What a drain is at.

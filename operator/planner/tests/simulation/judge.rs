@@ -25,6 +25,7 @@ pub(crate) struct Tally {
     pub(crate) stale_orders_refused: u64,
     pub(crate) undone: u64,
     pub(crate) rebalances: u64,
+    pub(crate) rebalances_failed: u64,
     pub(crate) rollouts: u64,
     pub(crate) moves_in_rollout_most: u64,
     pub(crate) highest_share_of_budget_percent: u64,
@@ -45,6 +46,7 @@ impl Tally {
         self.stale_orders_refused += other.stale_orders_refused;
         self.undone += other.undone;
         self.rebalances += other.rebalances;
+        self.rebalances_failed += other.rebalances_failed;
         self.rollouts += other.rollouts;
         self.moves_in_rollout_most = self.moves_in_rollout_most.max(other.moves_in_rollout_most);
         self.highest_share_of_budget_percent =

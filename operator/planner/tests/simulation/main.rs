@@ -104,6 +104,13 @@ fn a_rollout_moves_each_device_once() {
 }
 
 #[test]
+fn after_a_scale_up_the_fleet_is_even_within_the_time_that_was_said() {
+    let total = run_all(|index| index, 500, Script::SCALE_UP);
+    assert!(total.rebalances > 0, "{total:#?}");
+    assert_eq!(total.rebalances_failed, 0, "{total:#?}");
+}
+
+#[test]
 fn the_same_seed_is_the_same_run() {
     assert_eq!(run(7, Script::ROUGH), run(7, Script::ROUGH));
 }

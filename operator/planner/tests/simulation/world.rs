@@ -33,14 +33,26 @@ pub(crate) fn log(loud: bool, now: Millis, what: impl FnOnce() -> String) {
 pub(crate) struct Script {
     pub(crate) faults: bool,
     pub(crate) mortal_leaders: bool,
-    pub(crate) only_rollouts: bool,
+    pub(crate) story: Story,
     pub(crate) loud: bool,
 }
 
+/// What happens.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Story {
+    /// Anything.
+    Mixed,
+    /// One rollout.
+    Rollout,
+    /// One scale-up of a fleet that is rebalanced.
+    ScaleUp,
+}
+
 impl Script {
-    pub(crate) const ROUGH: Self = Self { faults: true, mortal_leaders: true, only_rollouts: false, loud: false };
+    pub(crate) const ROUGH: Self = Self { faults: true, mortal_leaders: true, story: Story::Mixed, loud: false };
     pub(crate) const GENTLE: Self = Self { faults: false, mortal_leaders: false, ..Self::ROUGH };
-    pub(crate) const ROLLOUT: Self = Self { only_rollouts: true, ..Self::GENTLE };
+    pub(crate) const ROLLOUT: Self = Self { story: Story::Rollout, ..Self::GENTLE };
+    pub(crate) const SCALE_UP: Self = Self { story: Story::ScaleUp, ..Self::GENTLE };
 }
 
 #[derive(Clone, Copy, Default)]
@@ -79,11 +91,15 @@ impl World {
             per_second,
             self_per_second: (per_second / PODS_MAX as u32).max(1),
             drain_timeout: random.between(40, 180) * 1000,
-            skew_max: (!script.only_rollouts && random.one_in(2)).then_some(1.3),
+            skew_max: match script.story {
+                Story::Mixed => random.one_in(2).then_some(1.3),
+                Story::Rollout => None,
+                Story::ScaleUp => Some(1.15),
+            },
         };
         let devices = vec![Device::default(); random.between(10, 240) as usize];
         let all = (0..devices.len() as u32).collect();
-        let autoscaler = (!script.only_rollouts && random.one_in(4)).then(|| {
+        let autoscaler = (script.story == Story::Mixed && random.one_in(4)).then(|| {
             let bounds = Bounds { min: 1, max: PODS_MAX as u32, target: 30, scale_down_after: 30_000 };
             (bounds, History::default())
         });
@@ -112,7 +128,7 @@ impl World {
     /// Things happen.
     pub(crate) fn live(&mut self) {
         self.run_for(40_000);
-        let events = if self.script.only_rollouts { 1 } else { self.random.between(1, 7) };
+        let events = if self.script.story == Story::Mixed { self.random.between(1, 7) } else { 1 };
         for _ in 0..events {
             self.something_happens();
             let wait_max_s = if self.random.one_in(3) { 8 } else { 60 };
@@ -142,7 +158,8 @@ impl World {
         }
         assert_eq!(self.judge.ordered_at_rest, 0, "devices are let go at rest");
         let most = self.devices.iter().map(|device| device.moves).max().unwrap_or(0);
-        self.judge.tally.moves_in_rollout_most = if self.script.only_rollouts { most } else { 0 };
+        self.judge.tally.moves_in_rollout_most = if self.script.story == Story::Rollout { most } else { 0 };
+        self.judge.tally.rebalances_failed += u64::from(self.store.rebalanced.failures);
     }
 
     fn what_is_wrong(&self) -> Option<String> {
@@ -287,13 +304,13 @@ impl World {
     }
 
     fn something_happens(&mut self) {
-        if self.script.only_rollouts {
-            self.judge.tally.rollouts += 1;
-            self.cluster.template += 1;
-            // what there is must fit the time-out, or pods are pressed
-            self.spec.drain_timeout = 400_000;
-            self.devices.iter_mut().for_each(|device| device.moves = 0);
-            return;
+        match self.script.story {
+            Story::Mixed => {}
+            Story::Rollout => return self.one_rollout(),
+            Story::ScaleUp => {
+                self.spec.replicas += self.random.between(1, PODS_MAX) as u32;
+                return;
+            }
         }
         match self.random.below(if self.script.faults { 14 } else { 8 }) {
             0..=2 => self.user_scales(),
@@ -307,6 +324,14 @@ impl World {
             12 => self.node_is_drained(),
             _ => self.new_pods_get_stuck(),
         }
+    }
+
+    fn one_rollout(&mut self) {
+        self.judge.tally.rollouts += 1;
+        self.cluster.template += 1;
+        // what there is must fit the time-out, or pods are pressed
+        self.spec.drain_timeout = 400_000;
+        self.devices.iter_mut().for_each(|device| device.moves = 0);
     }
 
     fn user_scales(&mut self) {
