@@ -215,9 +215,11 @@ impl World {
 /// The loop's own state.
 struct Loop {
     world: Arc<World>,
-    running: JoinSet<(Name, Result<Next, ReconcileError>)>,
+    running: JoinSet<Ended>,
     names: HashMap<Id, Name>,
 }
+
+type Ended = Result<Next, ReconcileError>;
 
 /// When to look again, if nothing changes before.
 enum Next {
@@ -258,18 +260,16 @@ impl Loop {
         while self.running.len() < CONCURRENCY {
             let Some(name) = self.world.work.queue().next(now) else { break };
             let (world, running) = (self.world.clone(), name.clone());
-            let handle = self.running.spawn(async move {
-                let ended = world.one(&running).await;
-                (running, ended)
-            });
+            let handle = self.running.spawn(async move { world.one(&running).await });
             self.names.insert(handle.id(), name);
         }
-        self.world.metrics.queue_depth.set(self.world.work.queue().depth(now) as i64);
+        let depth = self.world.work.queue().depth(now);
+        self.world.metrics.queue_depth.set(i64::try_from(depth).unwrap_or(i64::MAX));
     }
 
-    fn end(&mut self, ended: Result<(Id, (Name, Result<Next, ReconcileError>)), JoinError>) {
+    fn end(&mut self, ended: Result<(Id, Ended), JoinError>) {
         let (id, ended) = match ended {
-            Ok((id, (_, ended))) => (id, Ok(ended)),
+            Ok((id, ended)) => (id, Ok(ended)),
             Err(error) => (error.id(), Err(error)),
         };
         let Some(name) = self.names.remove(&id) else { return };

@@ -308,14 +308,14 @@ mod tests {
     fn autoscalers_of_others_are_known_by_what_they_aim_at() {
         let (mirror, fleet, own) = (Mirror::default(), Name::new("n", "gw"), Name::new("n", "own"));
         let aim = |kind: &str| Some((kind.to_owned(), "gw".to_owned()));
-        assert_eq!(mirror.put_autoscaler(&own, aim("Deployment")), [fleet.clone()]);
+        assert_eq!(mirror.put_autoscaler(&own, aim("Deployment")), std::slice::from_ref(&fleet));
         assert_eq!(mirror.put_autoscaler(&own, aim("Deployment")), []);
         let expected = ["HorizontalPodAutoscaler own".to_owned()].into();
         assert_eq!(mirror.autoscalers(&fleet), Autoscalers { of_deployment: expected, ..Autoscalers::default() });
         assert_eq!(mirror.autoscalers(&Name::new("m", "gw")), Autoscalers::default());
         assert!(!mirror.put_autoscaler(&own, aim(crds::KIND)).is_empty());
         assert_eq!(mirror.autoscalers(&fleet).of_gateway.len(), 1);
-        assert_eq!(mirror.put_autoscaler(&own, None), [fleet.clone()]);
+        assert_eq!(mirror.put_autoscaler(&own, None), std::slice::from_ref(&fleet));
         assert_eq!(mirror.autoscalers(&fleet), Autoscalers::default());
     }
 
