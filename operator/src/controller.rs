@@ -384,7 +384,7 @@ impl World {
 
     fn decide(&self, gateway: &ProtocolGateway, observed: &Observed, epoch: i64, book: &mut Book) -> (Plan, Decided) {
         let persisted = gateway.status.as_ref().map_or(&[][..], |status| &status.drains);
-        book.forget_gone(&observed.pods, Timestamp::now());
+        book.see(&observed.pods, Timestamp::now());
         let plan = scaling::plan(gateway, observed, epoch, book.ledger(epoch, persisted, observed.now));
         let decided = desired::desired(gateway, observed, &plan, &self.installation);
         (plan, decided)

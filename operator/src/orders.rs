@@ -45,11 +45,10 @@ impl Book {
         &mut self.of.get_or_insert_with(inherit).1
     }
 
-    /// Forgets pods that are not among `pods`, once what they let go last is a second ago. To be called before each plan;
-    /// `now` is not rounded.
-    pub fn forget_gone(&mut self, pods: &[PodFacts], now: Timestamp) {
+    /// To be called before each plan with the pods that there are; `now` is not rounded.
+    pub fn see(&mut self, pods: &[PodFacts], now: Timestamp) {
         if let Some((_, ledger)) = &mut self.of {
-            ledger.retain(|name| pods.iter().any(|pod| pod.name == name), scaling::millis(now));
+            ledger.see(pods.iter().map(|pod| (pod.name.as_str(), pod.deletion_cost)), scaling::millis(now));
         }
     }
 }
