@@ -40,6 +40,9 @@ pub fn secrets(gateway: &str) -> [String; 4] {
     [authority(gateway), serving(gateway), control(gateway), control_client(gateway)]
 }
 
+/// Annotation of Secrets that cert-manager fills.
+pub const CERT_MANAGER: &str = "cert-manager.io/certificate-name";
+
 /// Secret with the fleet's own CA and its key. Never mounted.
 pub fn authority(gateway: &str) -> String {
     format!("{gateway}-ca")

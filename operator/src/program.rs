@@ -88,6 +88,8 @@ pub async fn run(flags: Run, shutdown: Shutdown) -> Result<(), ProgramError> {
 
     let mut work = tokio::spawn(work(parts.clone(), metrics_port));
     tokio::select! {
+        // first: what is told to stop ends, too, and is no fault then
+        biased;
         () = parts.shutdown.requested() => {}
         _ = &mut work => return Err(ProgramError::Ended("controller")),
         () = candidacy.ended() => return Err(ProgramError::Ended("election")),
@@ -110,7 +112,7 @@ async fn work(parts: Parts, metrics_port: Option<TcpListener>) {
         () = parts.shutdown.requested() => return,
     }
     parts.health.is_ready("operator");
-    let (tell, custom_metrics) = watch::channel(CustomMetrics::default());
+    let (tell, custom_metrics) = watch::channel(CustomMetrics::Unknown);
     let (pods, meters) = (Pods::new(Counters::new(&parts.metrics)), Meters::default());
     let inputs = controller::Inputs {
         client: parts.client.clone(),

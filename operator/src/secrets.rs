@@ -114,7 +114,8 @@ pub fn facts(secret: &Secret, uses: &BTreeSet<Use>, settings: &Settings) -> Secr
     SecretFacts {
         certificate: files.get("tls.crt").and_then(|pem| certificate(pem).ok()),
         wrong,
-        authority: annotation(names::AUTHORITY),
+        // one that cert-manager took over is not what the operator made any more
+        authority: annotation(names::AUTHORITY).filter(|_| annotation(names::CERT_MANAGER).is_none()),
         trust: trust.split(',').filter(|serial| !serial.is_empty()).map(str::to_owned).collect(),
     }
 }

@@ -1,9 +1,11 @@
-//! The admin port: health, readiness, metrics, who is connected. Plain HTTP on loopback; mutual TLS elsewhere.
+//! The admin port: health, readiness, load, metrics, who is connected. Plain HTTP on loopback; mutual TLS elsewhere.
+//! Beside it, if it is asked for, a port that tells health and readiness to everybody.
 //!
 //! Lives on the housekeeping thread; it asks the cores and never touches what is theirs.
 
 mod accept;
 mod drain;
+mod load;
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -43,6 +45,7 @@ pub async fn serve(shared: Arc<Shared>, listener: std::net::TcpListener, tls: Op
     let router = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
+        .route("/load", get(load::load))
         .route("/metrics", get(metrics))
         .route("/connections", get(connections))
         .route("/drain", post(drain::drain))
@@ -50,6 +53,18 @@ pub async fn serve(shared: Arc<Shared>, listener: std::net::TcpListener, tls: Op
         .with_state(shared);
     if let Err(error) = axum::serve(listener, router).await {
         error!(%error, "admin port ended");
+    }
+}
+
+/// Serves health and readiness, without TLS, until its runtime ends: for those who have no certificate to ask with.
+pub async fn serve_health(shared: Arc<Shared>, listener: std::net::TcpListener) {
+    let listener = match accept::AdminListener::new(listener, None) {
+        Ok(listener) => listener,
+        Err(error) => return error!(%error, "health port cannot be served"),
+    };
+    let router = Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(shared);
+    if let Err(error) = axum::serve(listener, router).await {
+        error!(%error, "health port ended");
     }
 }
 
@@ -64,7 +79,8 @@ async fn healthz(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
     (StatusCode::OK, "ok\n".to_owned())
 }
 
-/// 200 while new connections are taken.
+/// 200 while new connections are taken. Whether the hub is there is no question: an outage would take all gateways out of their
+/// load balancer at once, and devices that could wait for the hub connected to nothing.
 async fn readyz(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str) {
     if shared.registry.process.draining.load(Relaxed) {
         (StatusCode::SERVICE_UNAVAILABLE, "draining\n")

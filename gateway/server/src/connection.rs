@@ -7,6 +7,7 @@
 mod ending;
 mod hands;
 mod output;
+mod trust;
 
 use std::{
     future::Future,
@@ -18,6 +19,7 @@ use std::{
 use gateway_core::{
     auth::Verdict,
     codec::{self, Decoded},
+    message::{Outcome, Refusal},
     session::{
         self, InFlight, Session,
         effect::{CloseCause, Effects},
@@ -82,6 +84,10 @@ pub struct Connection {
     /// The wait for room upstream that it takes part in.
     waits_for_room: u32,
     accepted: bool,
+    /// What lets the device in is its certificate.
+    by_certificate: bool,
+    /// [`Core::trust`] when the handshake began.
+    trust: u32,
     protocol: Protocol,
     place: Place,
     armed: Option<Tick>,
@@ -132,13 +138,12 @@ impl Connection {
     pub fn new(core: Rc<Core>, accepted: Accepted) -> Self {
         let now = core.clock.now();
         core.metrics.handshakes.add(1);
-        let limits = &core.settings.limits;
-        let phase = Phase::Handshaking {
-            deadline: now.monotonic.after(limits.handshake_timeout),
-            _permit: accepted.handshake_permit,
-        };
+        let handshake_timeout = core.settings().limits.handshake_timeout;
+        let phase =
+            Phase::Handshaking { deadline: now.monotonic.after(handshake_timeout), _permit: accepted.handshake_permit };
+        let (session, trust) = (Session::new(&core.settings(), now), core.trust());
         Self {
-            session: Session::new(&core.settings, now),
+            session,
             core,
             stream: Some(accepted.stream),
             transport: accepted.transport,
@@ -150,6 +155,8 @@ impl Connection {
             paused: false,
             waits_for_room: 0,
             accepted: false,
+            by_certificate: false,
+            trust,
             protocol: accepted.protocol,
             place: accepted.place,
             armed: None,
@@ -198,6 +205,9 @@ impl Connection {
         let signals = std::mem::take(&mut entry.signals);
         let leaving = entry.leaving.filter(|_| signals.leave);
         drop(roster);
+        if signals.check_trust && self.by_certificate {
+            self.check_trust(core);
+        }
         if signals.taken_over {
             self.close(core, bench, CloseCause::TakenOver, now);
         }
@@ -217,6 +227,9 @@ impl Connection {
             match event {
                 UpstreamEvent::Authorized(verdict) => self.decide(core, bench, &verdict, now),
                 UpstreamEvent::Outcome(slot, outcome) => {
+                    if let Outcome::Retry(Refusal::Throttled | Refusal::Quota) = outcome {
+                        core.metrics.upstream_throttled_ms.set(now.monotonic.0.cast_signed());
+                    }
                     if let Some(qos) = self.session.qos_in_flight(slot) {
                         core.metrics.up.up(qos, &outcome).inc();
                     }
@@ -287,7 +300,7 @@ impl Connection {
             Phase::Handshaking { .. } => true,
             Phase::Serving => {
                 self.session.wants_input()
-                    && self.unsent.len() <= core.settings.limits.output_bytes_max
+                    && self.unsent.len() <= core.settings().limits.output_bytes_max
                     && !self.lacks_room(core)
             }
             Phase::Ending(_) | Phase::Over => false,
@@ -348,7 +361,7 @@ impl Connection {
         {
             return Err(fault);
         }
-        let frame_bytes_max = core.settings.limits.packet_bytes_max.max(64 * 1024) as u64 * 2;
+        let frame_bytes_max = core.settings().limits.packet_bytes_max.max(64 * 1024) as u64 * 2;
         let peer_closed = self.transport.open(raw, frame_bytes_max, &mut bench.buffers)?;
         if self.transport.is_established() {
             self.establish(core, now);
@@ -368,7 +381,7 @@ impl Connection {
     fn establish(&mut self, core: &Core, now: Now) {
         if self.is_handshaking() {
             self.phase = Phase::Serving;
-            self.session = Session::new(&core.settings, now);
+            self.session = Session::new(&core.settings(), now);
         }
     }
 
@@ -399,7 +412,7 @@ impl Connection {
     fn decode(&mut self, core: &Rc<Core>, bench: &mut Bench, bytes: &[u8], now: Now) -> usize {
         let mut used = 0;
         while self.wants_input(core) && used < bytes.len() {
-            match codec::decode(&bytes[used..], core.settings.limits.packet_bytes_max) {
+            match codec::decode(&bytes[used..], core.settings().limits.packet_bytes_max) {
                 Ok(Decoded::Packet { packet, consumed }) => {
                     used += consumed;
                     self.with_session(core, bench, now, |session, context, out| {
@@ -431,8 +444,10 @@ impl Connection {
     ) {
         let Bench { context, output, .. } = bench;
         let mut hands = Hands::new(core, &self.transport, &mut self.link, output, now);
+        hands.trust = self.trust;
         work(&mut self.session, context, &mut |effect| hands.carry_out(effect));
         let (verdict, closed) = (hands.verdict.take(), hands.closed);
+        self.by_certificate |= hands.by_certificate;
         if let Some(verdict) = verdict {
             self.decide(core, bench, &verdict, now);
         }

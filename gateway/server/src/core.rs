@@ -3,7 +3,7 @@
 //! Nothing on the message path leaves the core. From outside come [`Order`]s: take-over, who is connected, new secrets.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, Ref, RefCell},
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
@@ -45,6 +45,10 @@ const READ_BYTES: usize = 128 * 1024;
 /// How long connections may take to say goodbye after the drain deadline.
 const GOODBYE: Duration = Duration::from_secs(2);
 
+/// Certificates checked again at once, some 100 µs each, and the pause behind them: a fifth of the core at most.
+const CHECKS_AT_ONCE: usize = 20;
+const CHECKS_PAUSE: Duration = Duration::from_millis(10);
+
 /// What other threads may ask of a core.
 #[derive(Debug)]
 pub enum Order {
@@ -56,6 +60,10 @@ pub enum Order {
     Secrets(Arc<UpstreamSecrets>),
     /// Let so many devices go, for this reason; [`Cause::CertificateAuthority`]: only such as are no longer trusted.
     LetGo(u64, Cause),
+    /// Run by these from now on: same listeners, same peer.
+    Settings(Arc<Settings>, Arc<UpstreamSecrets>),
+    /// Some CA is not trusted any more: find out whom it let in.
+    CheckTrust,
 }
 
 /// A filtered, bounded question for connections.
@@ -90,8 +98,7 @@ pub struct ConnectionInfo {
 pub struct Core {
     /// Number of this core.
     pub index: u16,
-    /// What the gateway runs by.
-    pub settings: Arc<Settings>,
+    settings: RefCell<Arc<Settings>>,
     /// Of this core alone.
     pub metrics: Arc<Metrics>,
     /// Of the whole process.
@@ -107,6 +114,8 @@ pub struct Core {
     /// Lent to one connection at a time.
     pub bench: RefCell<Bench>,
     picks: RefCell<Picks<PlaceOnCore>>,
+    /// How often somebody ceased to be trusted.
+    trust: Cell<u32>,
     empty: tokio::sync::Notify,
 }
 
@@ -137,12 +146,12 @@ pub struct Entry {
     pub protocol: Protocol,
     /// Who and since when, once its CONNECT was accepted.
     pub device: Option<(DeviceId, UnixSeconds)>,
+    /// It was let in by a certificate that is not trusted any more and is to be told to go, in pace.
+    pub distrusted: bool,
     /// As of its last turn.
     pub in_flight: InFlight,
     /// When `in_flight` changed last, or the connection came: a ping breaks no silence.
     pub silent_since: Millis,
-    /// Whoever vouched for its certificate is no longer trusted.
-    pub distrusted: bool,
     /// It was told to go.
     pub leaving: Option<Leaving>,
 }
@@ -166,6 +175,8 @@ pub struct Signals {
     pub taken_over: bool,
     /// [`Entry::leaving`] has changed: let what is in flight settle, then close.
     pub leave: bool,
+    /// Another CA is trusted now: see whether the device's certificate still is.
+    pub check_trust: bool,
 }
 
 /// The core's clock. Its zero is the start of the process.
@@ -273,7 +284,7 @@ async fn serve(parts: Parts) {
 
 impl Core {
     fn new(index: u16, shared: Arc<Shared>, secrets: Arc<UpstreamSecrets>) -> Rc<Self> {
-        let settings = Arc::clone(&shared.settings);
+        let settings = shared.settings.load_full();
         let metrics = Arc::clone(&shared.registry.cores[usize::from(index)]);
         let share = CoreShare { core: index, cores: shared.registry.cores.len() as u16 };
         let upstream = Upstream::new(Arc::clone(&settings), secrets, share, Arc::clone(&metrics));
@@ -281,7 +292,7 @@ impl Core {
         let bench = Bench::new(context);
         Rc::new(Self {
             index,
-            settings,
+            settings: RefCell::new(settings),
             metrics,
             clock: Clock::new(shared.start),
             shared,
@@ -290,8 +301,19 @@ impl Core {
             roster: RefCell::default(),
             bench: RefCell::new(bench),
             picks: RefCell::default(),
+            trust: Cell::new(0),
             empty: tokio::sync::Notify::new(),
         })
+    }
+
+    /// What the gateway runs by. Not to be held while others run.
+    pub fn settings(&self) -> Ref<'_, Settings> {
+        Ref::map(self.settings.borrow(), |settings| &**settings)
+    }
+
+    /// Changes when somebody ceases to be trusted.
+    pub fn trust(&self) -> u32 {
+        self.trust.get()
     }
 
     /// A connection came.
@@ -304,9 +326,9 @@ impl Core {
             address,
             protocol,
             device: None,
+            distrusted: false,
             in_flight: InFlight::default(),
             silent_since: self.clock.monotonic(),
-            distrusted: false,
             leaving: None,
         });
         Place { core: self.index, key: key as u32, serial }
@@ -357,7 +379,7 @@ impl Core {
         }
     }
 
-    fn carry_out(&self, order: Order) {
+    fn carry_out(self: &Rc<Self>, order: Order) {
         match order {
             Order::TakeOver(place) => self.signal(place, |signals| signals.taken_over = true),
             Order::Connections(query, answer) => {
@@ -366,13 +388,40 @@ impl Core {
             }
             Order::Secrets(secrets) => self.upstream.set_secrets(secrets),
             Order::LetGo(count, cause) => self.let_go(count, cause),
+            Order::Settings(settings, secrets) => self.follow(settings, secrets),
+            Order::CheckTrust => {
+                self.trust.set(self.trust.get().wrapping_add(1));
+                tokio::task::spawn_local(Rc::clone(self).check_trust());
+            }
+        }
+    }
+
+    /// Runs by other settings; every connection stays.
+    fn follow(&self, settings: Arc<Settings>, secrets: Arc<UpstreamSecrets>) {
+        let pipeline = Pipeline::new(&settings);
+        self.bench.borrow_mut().context = session::Context::new(Arc::clone(&settings), pipeline);
+        self.upstream.set_settings(Arc::clone(&settings), secrets);
+        self.settings.replace(settings);
+    }
+
+    /// Asks every connection to check its device's certificate again, a few at a time: each costs a signature.
+    async fn check_trust(self: Rc<Self>) {
+        let keys: Vec<usize> = self.roster.borrow().iter().map(|(key, _)| key).collect();
+        for few in keys.chunks(CHECKS_AT_ONCE) {
+            for key in few {
+                if let Some(entry) = self.roster.borrow_mut().get_mut(*key) {
+                    entry.signals.check_trust = true;
+                    entry.waker.iter().for_each(Waker::wake_by_ref);
+                }
+            }
+            tokio::time::sleep(CHECKS_PAUSE).await;
         }
     }
 
     /// Tells the `count` devices that matter least at this moment to go; whom it does not find it counts.
     fn let_go(&self, count: u64, cause: Cause) {
         let now = self.clock.monotonic();
-        let leaving = Leaving { cause, deadline: now.after(self.settings.limits.shutdown_timeout) };
+        let leaving = Leaving { cause, deadline: now.after(self.settings().limits.shutdown_timeout) };
         for found in 0..count {
             let Some(place) = self.next_to_go(now, cause == Cause::CertificateAuthority) else {
                 self.metrics.let_go_unused.add(count - found);
@@ -401,9 +450,7 @@ impl Core {
     fn tell_to_go(&self, (key, _): PlaceOnCore, leaving: Leaving) {
         let mut roster = self.roster.borrow_mut();
         let Some(entry) = roster.get_mut(key as usize) else { return };
-        if entry.leaving.is_none() && entry.distrusted {
-            self.metrics.distrusted.add(-1);
-        }
+        self.metrics.distrusted.add(-i64::from(std::mem::take(&mut entry.distrusted)));
         entry.leaving = Some(leaving);
         entry.signals.leave = true;
         if let Some(waker) = &entry.waker {
@@ -411,26 +458,10 @@ impl Core {
         }
     }
 
-    /// Devices of which `is_trusted` says no are let go in pace from now on. To be followed by [`crate::drain::Drains::look`].
-    pub fn distrust(&self, is_trusted: impl Fn(&Entry) -> bool) {
-        let mut found = 0;
-        for (_, entry) in self.roster.borrow_mut().iter_mut() {
-            if entry.standing().is_some() && !entry.distrusted && !is_trusted(entry) {
-                entry.distrusted = true;
-                found += 1;
-            }
-        }
-        self.metrics.distrusted.add(found);
-        // they go before those that were picked
-        self.picks.take();
-    }
-
     /// Everybody goes, whoever is already on the way by `deadline` at the latest.
     fn tell_all_to_go(&self, deadline: Millis) {
         for (_, entry) in self.roster.borrow_mut().iter_mut() {
-            if entry.leaving.is_none() && entry.distrusted {
-                self.metrics.distrusted.add(-1);
-            }
+            self.metrics.distrusted.add(-i64::from(std::mem::take(&mut entry.distrusted)));
             let cause = entry.leaving.map_or(Cause::Termination, |leaving| leaving.cause);
             entry.leaving = Some(Leaving { cause, deadline });
             entry.signals.leave = true;
@@ -440,7 +471,7 @@ impl Core {
         }
     }
 
-    async fn drain(&self, deadline: Millis, orders: &mut mpsc::Receiver<Order>) {
+    async fn drain(self: &Rc<Self>, deadline: Millis, orders: &mut mpsc::Receiver<Order>) {
         info!(core = self.index, connections = self.roster.borrow().len(), "core drains");
         self.tell_all_to_go(deadline);
         let bound = tokio::time::sleep(deadline.since(self.clock.monotonic()) + GOODBYE);

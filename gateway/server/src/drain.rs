@@ -91,7 +91,8 @@ impl Drains {
     pub fn stop(&self, shared: &Shared) {
         let mut state = self.lock();
         let counts = state.counts(shared);
-        state.drain.handle_stop(shared.settings.limits.drain_timeout, counts, shared.now());
+        let timeout = shared.settings.load().limits.drain_timeout;
+        state.drain.handle_stop(timeout, counts, shared.now());
         self.tell(shared, &state);
     }
 
@@ -138,7 +139,7 @@ impl State {
     fn go_on(&mut self, shared: &Shared, now: Millis) -> Option<Millis> {
         let cores = self.read(shared);
         let counts = self.sum(&cores);
-        self.drain.own_per_second = f64::from(shared.settings.limits.drain_per_second);
+        self.drain.own_per_second = f64::from(shared.settings.load().limits.drain_per_second);
         if let Some(grant) = self.drain.poll(counts, now) {
             self.hand_out(shared, &cores, grant);
         }

@@ -20,9 +20,11 @@ pub mod presence;
 pub mod wheel;
 
 pub mod admin;
+pub mod config_file;
 pub mod drain;
 pub mod logging;
 pub mod metrics;
 pub mod reload;
 pub mod secrets;
+pub mod standing;
 pub mod summary;

@@ -7,7 +7,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     rc::Rc,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU32, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -46,9 +46,16 @@ pub struct Bound {
 /// Bounds of the whole process on who may come in; touched once per connection.
 #[derive(Debug)]
 pub struct Gate {
-    connections: Arc<Semaphore>,
-    handshakes: Arc<Semaphore>,
+    connections: Places,
+    handshakes: Places,
     turns: Mutex<Turns>,
+}
+
+/// So many places; how many may change while they are taken.
+#[derive(Debug)]
+struct Places {
+    free: Arc<Semaphore>,
+    max: AtomicU32,
 }
 
 /// Opens `listener` for each of `cores` cores; port 0 becomes the same free port for all.
@@ -145,22 +152,53 @@ impl Gate {
     /// As `limits` say.
     pub fn new(limits: &Limits) -> Self {
         Self {
-            connections: Arc::new(Semaphore::new(limits.connections_max as usize)),
-            handshakes: Arc::new(Semaphore::new(limits.handshakes_max as usize)),
+            connections: Places::new(limits.connections_max),
+            handshakes: Places::new(limits.handshakes_max),
             turns: Mutex::new(Turns::new(limits.connects_per_second)),
         }
     }
 
+    /// Other limits from now on; nobody is sent away. Only on a runtime.
+    pub fn set_limits(&self, limits: &Limits) {
+        self.connections.set_max(limits.connections_max);
+        self.handshakes.set_max(limits.handshakes_max);
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).set_rate(limits.connects_per_second);
+    }
+
     /// Waits until one more connection may be there, shake hands, and come at this rate: whoever comes first is first at each.
     async fn enter(&self, core: &Core) -> (OwnedSemaphorePermit, OwnedSemaphorePermit) {
-        let connection = permit(&self.connections, core, Limit::Connections).await;
-        let handshake = permit(&self.handshakes, core, Limit::Handshakes).await;
+        let connection = permit(&self.connections.free, core, Limit::Connections).await;
+        let handshake = permit(&self.handshakes.free, core, Limit::Handshakes).await;
         let wait = self.turns.lock().unwrap_or_else(PoisonError::into_inner).next(Instant::now());
         if !wait.is_zero() {
             core.metrics.limits.at(Limit::ConnectsPerSecond).inc();
             tokio::time::sleep(wait).await;
         }
         (connection, handshake)
+    }
+}
+
+impl Places {
+    fn new(max: u32) -> Self {
+        Self { free: Arc::new(Semaphore::new(max as usize)), max: AtomicU32::new(max) }
+    }
+
+    /// More places are free at once. Fewer: free ones go at once, taken ones when they are given back, before anybody else
+    /// gets them.
+    fn set_max(&self, max: u32) {
+        let before = self.max.swap(max, Relaxed);
+        if max >= before {
+            return self.free.add_permits((max - before) as usize);
+        }
+        let surplus = before - max;
+        let taken = surplus - self.free.forget_permits(surplus as usize) as u32;
+        if taken > 0 {
+            let free = Arc::clone(&self.free);
+            tokio::spawn(async move {
+                let given_back = free.acquire_many_owned(taken).await;
+                given_back.expect("the gate's semaphores are never closed").forget();
+            });
+        }
     }
 }
 
@@ -187,6 +225,11 @@ impl Turns {
         Self { between, at_once: Duration::from_millis(100).saturating_sub(between), next: None }
     }
 
+    /// Another rate for the turns that are not taken yet.
+    fn set_rate(&mut self, per_second: u32) {
+        *self = Self { next: self.next, ..Self::new(per_second) };
+    }
+
     /// Takes the next turn: how long to wait for it.
     fn next(&mut self, now: Instant) -> Duration {
         let earliest = now.checked_sub(self.at_once).unwrap_or(now);
@@ -200,12 +243,13 @@ impl Turns {
 mod tests {
     use std::{
         net::{IpAddr, Ipv4Addr},
+        sync::Arc,
         time::{Duration, Instant},
     };
 
     use gateway_core::settings::{Listener, Protocol};
 
-    use super::{Turns, bind};
+    use super::{Places, Turns, bind};
 
     #[test]
     fn connects_come_at_the_rate_of_the_settings_and_in_order() {
@@ -226,6 +270,39 @@ mod tests {
         let (mut slow, hour) = (Turns::new(1), start + Duration::from_hours(1));
         assert!(slow.next(hour).is_zero());
         assert_eq!(slow.next(hour), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn another_rate_holds_at_once() {
+        let (mut turns, start) = (Turns::new(1000), Instant::now());
+        turns.set_rate(10);
+        let within = (0..100).filter(|_| turns.next(start) < Duration::from_secs(1)).count();
+        assert_eq!(within, 10);
+    }
+
+    #[tokio::test]
+    async fn places_come_at_once_and_go_as_they_are_given_back() {
+        let places = Places::new(3);
+        let take = || Arc::clone(&places.free).try_acquire_owned();
+        let mut taken = vec![take().unwrap(), take().unwrap()];
+        places.set_max(1);
+        tokio::task::yield_now().await;
+        assert!(take().is_err());
+        taken.pop();
+        tokio::task::yield_now().await;
+        assert!(take().is_err(), "one is taken and there is but one");
+        taken.pop();
+        taken.push(take().unwrap());
+        assert!(take().is_err());
+        places.set_max(2);
+        taken.push(take().unwrap());
+        assert!(take().is_err());
+        // lowered and raised again before anybody left
+        places.set_max(1);
+        places.set_max(3);
+        tokio::task::yield_now().await;
+        taken.push(take().unwrap());
+        assert!(take().is_err());
     }
 
     #[test]

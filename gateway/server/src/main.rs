@@ -4,15 +4,13 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use gateway::{
+    config_file::{ConfigFile, Configuration},
     logging,
     reload::{Watcher, check_root},
     secrets::Directory,
     server::{Gateway, Options, StartError},
 };
-use gateway_core::{
-    config::{ConfigError, GatewayConfig},
-    settings::Settings,
-};
+use gateway_core::settings::Settings;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
@@ -67,8 +65,9 @@ fn main() -> ExitCode {
         eprintln!("{error}");
         return ExitCode::from(EXIT_CONFIGURATION);
     }
-    let settings = match read_settings(&arguments) {
-        Ok(settings) => settings,
+    let mut file = ConfigFile::new(&arguments.config);
+    let Configuration { settings, hash } = match read_configuration(&arguments, &mut file) {
+        Ok(configuration) => configuration,
         Err(errors) => {
             for error in errors {
                 eprintln!("{error}");
@@ -81,25 +80,22 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     raise_open_files(&settings);
-    run(settings, &arguments)
+    run(settings, (file, hash), &arguments)
 }
 
 /// Everything that is wrong with file and secrets, or what to run by.
-fn read_settings(arguments: &Arguments) -> Result<Settings, Vec<String>> {
-    let file = arguments.config.display();
-    let yaml = std::fs::read_to_string(&arguments.config).map_err(|error| vec![format!("{file}: {error}")])?;
-    let named = |errors: Vec<ConfigError>| errors.iter().map(|error| format!("{file}: {error}")).collect::<Vec<_>>();
-    let settings = GatewayConfig::read(&yaml).map_err(named)?;
+fn read_configuration(arguments: &Arguments, file: &mut ConfigFile) -> Result<Configuration, Vec<String>> {
+    let configuration = file.read()?;
     if arguments.check && arguments.secrets.is_dir() {
-        Watcher::new(settings.clone().into(), Directory::new(&arguments.secrets)).load()?;
+        Watcher::new(configuration.settings.clone().into(), Directory::new(&arguments.secrets)).load()?;
     }
     if !arguments.check {
         check_root(&arguments.secrets).map_err(|error| vec![error])?;
     }
-    Ok(settings)
+    Ok(configuration)
 }
 
-fn run(settings: Settings, arguments: &Arguments) -> ExitCode {
+fn run(settings: Settings, config: (ConfigFile, String), arguments: &Arguments) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -113,17 +109,17 @@ fn run(settings: Settings, arguments: &Arguments) -> ExitCode {
             error!("signals cannot be watched");
             return ExitCode::FAILURE;
         };
-        match start(settings, arguments) {
+        match start(settings, config, arguments) {
             Ok(gateway) => until_told(gateway, terminate, interrupt).await,
             Err(code) => code,
         }
     })
 }
 
-fn start(settings: Settings, arguments: &Arguments) -> Result<Gateway, ExitCode> {
+fn start(settings: Settings, config: (ConfigFile, String), arguments: &Arguments) -> Result<Gateway, ExitCode> {
     let available = std::thread::available_parallelism().map_or(1, usize::from);
     let cores = arguments.cores.map_or(available, usize::from);
-    let options = Options { cores, secrets: arguments.secrets.clone() };
+    let options = Options { config: Some(config), cores, secrets: arguments.secrets.clone() };
     Gateway::start(settings, &options).map_err(|error| match error {
         StartError::Secrets(_) => {
             eprintln!("{error}");

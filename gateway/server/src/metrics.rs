@@ -8,7 +8,10 @@ mod listen_queue;
 
 use std::{
     marker::PhantomData,
-    sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -179,6 +182,22 @@ impl Messages {
     }
 }
 
+/// What went wrong last and is not over. Written when an AMQP connection is lost or is back, never for a message.
+#[derive(Debug, Default)]
+pub struct Problem(Mutex<Option<String>>);
+
+impl Problem {
+    /// It went wrong, or it is over.
+    pub fn set(&self, problem: Option<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
+    /// As it stands.
+    pub fn get(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// Everything that one core counts.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -186,6 +205,8 @@ pub struct Metrics {
     pub connections: Gauge,
     /// Connections that are still shaking hands or have not sent their CONNECT.
     pub handshakes: Gauge,
+    /// Devices connected whose certificate is not trusted any more.
+    pub distrusted: Gauge,
     /// Every connection, once its CONNECT is decided or it ended before.
     pub connects: Labelled<ConnectResult, Counter>,
     /// Connections that ended before an accepted CONNECT, by reason.
@@ -196,8 +217,6 @@ pub struct Metrics {
     pub let_go: Labelled<Cause, Counter>,
     /// Devices that were to go and were not there.
     pub let_go_unused: Counter,
-    /// Devices whose certificate is no longer trusted and that were not told to go yet.
-    pub distrusted: Gauge,
     /// Device to hub.
     pub up: Messages,
     /// Hub to device.
@@ -218,6 +237,10 @@ pub struct Metrics {
     pub upstream_resent: Counter,
     /// Put-token requests by result.
     pub upstream_tokens: Labelled<TokenResult, Counter>,
+    /// Why an AMQP connection was lost or could not be opened.
+    pub upstream_problem: Problem,
+    /// When the hub last asked for less, in milliseconds since the start of the process; 0: never.
+    pub upstream_throttled_ms: Gauge,
 }
 
 #[cfg(test)]

@@ -13,7 +13,11 @@ use gateway_core::{
     auth::Keys,
     settings::{Sas, Settings},
 };
-use rustls::{ServerConfig, server::ProducesTickets};
+use rustls::{
+    ServerConfig,
+    server::{ProducesTickets, danger::ClientCertVerifier},
+};
+use rustls_pki_types::TrustAnchor;
 
 use crate::tls::config::{self, ClientAuth, Serving, TlsError};
 
@@ -21,6 +25,8 @@ use crate::tls::config::{self, ClientAuth, Serving, TlsError};
 pub struct Credentials {
     /// TLS of the listeners; `None` if all of them are plain.
     pub tls: Option<Arc<ServerConfig>>,
+    /// Who signs devices' certificates, if any may; as in `tls`.
+    pub client_ca: Option<Arc<dyn ClientCertVerifier>>,
     /// Keys of devices and groups.
     pub keys: Arc<Keys>,
 }
@@ -142,14 +148,19 @@ impl Directory {
 pub struct Fingerprint(Vec<(PathBuf, Option<Stamp>)>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Stamp {
+pub(crate) struct Stamp {
     inode: u64,
     bytes: u64,
     modified: Option<SystemTime>,
 }
 
 impl Stamp {
-    fn of(file: &fs::Metadata) -> Self {
+    /// When it was written last, if the file system knows.
+    pub(crate) fn modified(&self) -> Option<SystemTime> {
+        self.modified
+    }
+
+    pub(crate) fn of(file: &fs::Metadata) -> Self {
         use std::os::unix::fs::MetadataExt;
         Self { inode: file.ino(), bytes: file.len(), modified: file.modified().ok() }
     }
@@ -159,17 +170,33 @@ impl Stamp {
 pub struct TlsSource {
     secret: String,
     client_ca: Option<(String, ClientAuth)>,
+    /// Keys of tickets and the PEM of the CA that they go with.
     tickets: Option<(Vec<u8>, Arc<dyn ProducesTickets>)>,
+    /// Who signs clients' certificates, as of the last load.
+    anchors: Vec<TrustAnchor<'static>>,
 }
 
-/// A TLS configuration and the end of its certificate's life, in Unix seconds.
-pub type LoadedTls = (Arc<ServerConfig>, i64);
+/// What a [`TlsSource`] makes.
+pub struct LoadedTls {
+    /// For new connections.
+    pub config: Arc<ServerConfig>,
+    /// End of the certificate's life, in Unix seconds.
+    pub not_after: i64,
+    /// Judges clients' certificates, as `config` does; `None` if none are asked for.
+    pub client_ca: Option<Arc<dyn ClientCertVerifier>>,
+}
 
 impl TlsSource {
     /// `secret` has `tls.crt` and `tls.key`, that of `client_ca` has `ca.crt`.
     pub fn new(secret: &str, client_ca: Option<(&str, ClientAuth)>) -> Self {
         let client_ca = client_ca.map(|(secret, auth)| (secret.to_owned(), auth));
-        Self { secret: secret.to_owned(), client_ca, tickets: None }
+        Self { secret: secret.to_owned(), client_ca, tickets: None, anchors: Vec::new() }
+    }
+
+    /// Takes over the ticket keys of the one before it, for as long as the client CA is the same.
+    #[must_use]
+    pub fn succeeding(self, before: Option<&Self>) -> Self {
+        Self { tickets: before.and_then(|before| before.tickets.clone()), ..self }
     }
 
     /// The serving secret's name.
@@ -177,20 +204,22 @@ impl TlsSource {
         &self.secret
     }
 
-    /// Names of the secrets it reads.
-    pub fn secrets(&self) -> impl Iterator<Item = &str> {
-        std::iter::once(self.secret.as_str()).chain(self.client_ca.as_ref().map(|(secret, _)| secret.as_str()))
+    /// Whether `other`, if there is one, trusts everybody whom this one trusts.
+    pub fn anchors_are_in(&self, other: Option<&Self>) -> bool {
+        let trusted = other.map_or(&[][..], |other| other.anchors.as_slice());
+        self.anchors.iter().all(|anchor| trusted.contains(anchor))
     }
 
     /// Reads and checks everything.
     pub fn load(&mut self, directory: &Directory) -> Result<LoadedTls, SecretError> {
         let serving = directory.serving(&self.secret)?;
-        let mut ca_pem = Vec::new();
-        let mut client_ca = None;
+        let (mut ca_pem, mut anchors, mut client_ca) = (Vec::new(), Vec::new(), None);
         if let Some((secret, auth)) = &self.client_ca {
             ca_pem = directory.file(secret, "ca.crt")?;
-            let roots = config::client_ca(&ca_pem).map_err(|error| directory.tls_error(secret, error))?;
-            client_ca = Some((roots, *auth));
+            let failed = |error| directory.tls_error(secret, error);
+            let roots = config::client_ca(&ca_pem).map_err(failed)?;
+            anchors.clone_from(&roots.roots);
+            client_ca = Some(config::verifier(roots, *auth).map_err(failed)?);
         }
         let failed = |error| directory.tls_error(&self.secret, error);
         // a resumed session is not verified again: what another CA let in must shake hands anew
@@ -198,9 +227,10 @@ impl TlsSource {
             Some((pem, ticketer)) if *pem == ca_pem => Arc::clone(ticketer),
             _ => config::new_ticketer().map_err(failed)?,
         };
-        let tls = config::server_config(&serving, client_ca, Arc::clone(&ticketer)).map_err(failed)?;
+        let config = config::server_config(&serving, client_ca.clone(), Arc::clone(&ticketer)).map_err(failed)?;
         self.tickets = Some((ca_pem, ticketer));
-        Ok((tls, serving.not_after))
+        self.anchors = anchors;
+        Ok(LoadedTls { config, not_after: serving.not_after, client_ca })
     }
 }
 
@@ -256,13 +286,30 @@ mod tests {
         folder.write_pair("tls");
         folder.write("ca/ca.crt", &pair().0);
         let mut source = TlsSource::new("tls", Some(("ca", ClientAuth::Optional)));
-        let mut ticketer = || source.load(&directory).unwrap().0.ticketer.clone();
+        let mut ticketer = || source.load(&directory).unwrap().config.ticketer.clone();
         let first = ticketer();
         folder.write_pair("tls");
         let renewed = ticketer();
         assert!(Arc::ptr_eq(&first, &renewed));
         folder.write("ca/ca.crt", &pair().0);
         assert!(!Arc::ptr_eq(&first, &ticketer()));
+    }
+
+    #[test]
+    fn who_is_not_trusted_any_more_is_known() {
+        let folder = Folder::new("anchors");
+        let directory = Directory::new(&folder.0);
+        folder.write_pair("tls");
+        let (one, other) = (pair().0, pair().0);
+        let mut load = |pem: &str| {
+            folder.write("ca/ca.crt", pem);
+            let mut source = TlsSource::new("tls", Some(("ca", ClientAuth::Optional)));
+            source.load(&directory).unwrap();
+            source
+        };
+        let (old, both, new) = (load(&one), load(&format!("{one}{other}")), load(&other));
+        assert!(old.anchors_are_in(Some(&both)) && new.anchors_are_in(Some(&both)));
+        assert!(!both.anchors_are_in(Some(&new)) && !old.anchors_are_in(Some(&new)) && !old.anchors_are_in(None));
     }
 
     #[test]

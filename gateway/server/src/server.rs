@@ -1,7 +1,7 @@
 //! The composition: one thread per core that serves devices, one that keeps house (admin port, secrets, summary).
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{Arc, atomic::Ordering::Relaxed},
     thread::JoinHandle,
@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     admin,
+    config_file::ConfigFile,
     core::{self, Order, Parts},
     drain::{self, Drains},
     listener::{self, Bound, Gate},
@@ -25,6 +26,7 @@ use crate::{
     presence::Presence,
     reload::Watcher,
     secrets::{Credentials, Directory},
+    standing::Standing,
     summary,
 };
 
@@ -38,6 +40,8 @@ const ORDERS_MAX: usize = 1024;
 /// What only the command line says.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// The file that the settings came from, as it was read, and the hash of its text; `None`: it is not looked at again.
+    pub config: Option<(ConfigFile, String)>,
     /// Threads that serve devices.
     pub cores: usize,
     /// Where secrets are.
@@ -46,14 +50,16 @@ pub struct Options {
 
 /// What all cores share. Nothing of it is touched for a message.
 pub struct Shared {
-    /// What the gateway runs by.
-    pub settings: Arc<Settings>,
+    /// What the gateway runs by; swapped as a whole.
+    pub settings: ArcSwap<Settings>,
     /// Zero of every clock of this process.
     pub start: Instant,
     /// Who is connected where.
     pub presence: Presence,
     /// Certificates and keys in force.
     pub credentials: ArcSwap<Credentials>,
+    /// What is wrong with files that are not in force. One thread writes.
+    pub standing: ArcSwap<Standing>,
     /// All metrics.
     pub registry: Registry,
     /// Who may come in.
@@ -77,6 +83,15 @@ pub enum Stage {
     Stopping(Millis),
 }
 
+impl Shared {
+    /// Notes a change of how it stands; only for the one that reloads.
+    pub fn stand(&self, change: impl FnOnce(&mut Standing)) {
+        let mut standing = Standing::clone(&self.standing.load());
+        change(&mut standing);
+        self.standing.store(Arc::new(standing));
+    }
+}
+
 /// Why a gateway cannot start; nothing is left running.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -86,7 +101,7 @@ pub enum StartError {
     /// A port is not to be had.
     #[error("{name} on {address}: {error}")]
     Bind {
-        /// Listener, or `admin`.
+        /// Listener, `admin` or `health`.
         name: String,
         /// As configured.
         address: SocketAddr,
@@ -104,6 +119,8 @@ pub struct Gateway {
     pub listeners: Vec<(String, Protocol, SocketAddr)>,
     /// Real address of the admin port.
     pub admin: SocketAddr,
+    /// Real address of the health port, if there is one.
+    pub health: Option<SocketAddr>,
     shared: Arc<Shared>,
     cores: Vec<JoinHandle<()>>,
     house: Option<JoinHandle<()>>,
@@ -115,23 +132,28 @@ impl Gateway {
     /// Reads the secrets, opens every port, and serves.
     pub fn start(settings: Settings, options: &Options) -> Result<Self, StartError> {
         let settings = Arc::new(settings);
-        let mut watcher = Watcher::new(Arc::clone(&settings), Directory::new(&options.secrets));
+        let (file, hash) = options.config.clone().unzip();
+        let mut watcher = Watcher::new(Arc::clone(&settings), Directory::new(&options.secrets)).with_file(file);
         let loaded = watcher.load().map_err(StartError::Secrets)?;
         let mut ports = bind_all(&settings, options.cores)?;
-        let admin = bind_admin(&settings)?;
+        let admin = bind_admin("admin", settings.admin.address, settings.admin.port)?;
+        let health = settings.admin.health_port.map(|port| bind_admin("health", settings.admin.address, port));
+        let health = health.transpose()?;
         let (orders, inboxes): (Vec<_>, Vec<_>) = (0..options.cores).map(|_| mpsc::channel(ORDERS_MAX)).unzip();
         let shared = Arc::new(Shared {
             start: Instant::now(),
             presence: Presence::new(),
             credentials: ArcSwap::from_pointee(loaded.credentials),
+            standing: ArcSwap::from_pointee(Standing { in_force: hash.unwrap_or_default(), ..Standing::default() }),
             registry: Registry::new(options.cores),
             gate: Gate::new(&settings.limits),
             cores: orders,
             stage: watch::channel(Stage::Serving).0,
             drains: Drains::new(options.cores),
-            settings,
+            settings: ArcSwap::new(settings),
         });
         let mut gateway = Self::new(&shared, &ports, admin.local_addr()?);
+        gateway.health = health.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
         let (ended, receiver) = mpsc::channel(options.cores);
         gateway.ended = receiver;
         for (index, orders) in inboxes.into_iter().enumerate() {
@@ -140,7 +162,8 @@ impl Gateway {
             let parts = Parts { index: index as u16, shared, listeners, secrets, orders };
             gateway.cores.push(spawn_core(parts, ended.clone())?);
         }
-        gateway.house = Some(spawn_house(shared, watcher, admin, loaded.admin, gateway.stopped.subscribe())?);
+        let house = House { watcher, admin, admin_tls: loaded.admin, health, stopped: gateway.stopped.subscribe() };
+        gateway.house = Some(spawn_house(shared, house)?);
         gateway.announce();
         Ok(gateway)
     }
@@ -150,6 +173,7 @@ impl Gateway {
         Self {
             listeners: listeners.map(|bound| (bound.name.clone(), bound.protocol, bound.address)).collect(),
             admin,
+            health: None,
             shared: Arc::clone(shared),
             cores: Vec::new(),
             house: None,
@@ -164,6 +188,9 @@ impl Gateway {
             if *protocol == Protocol::MqttPlain {
                 warn!(listener = name, "MQTTPlain has no encryption: it is for loopback and tests only");
             }
+        }
+        if let Some(address) = self.health {
+            info!(%address, "health port open");
         }
         info!(address = %self.admin, cores = self.cores.len(), "admin port open, gateway serves");
     }
@@ -205,8 +232,7 @@ impl Gateway {
     /// Leaves, and waits until everything is closed.
     pub fn finish(mut self) {
         self.leave();
-        let limits = &self.shared.settings.limits;
-        let bound = Instant::now() + limits.drain_timeout + HOUSE_LATE;
+        let bound = Instant::now() + self.shared.settings.load().limits.drain_timeout + HOUSE_LATE;
         while !self.cores.iter().all(JoinHandle::is_finished) {
             if Instant::now() >= bound {
                 // nobody keeps house any more
@@ -246,7 +272,7 @@ impl Shared {
 
     /// Everybody goes, now. The first time counts.
     pub(crate) fn stop(&self) {
-        let deadline = self.now().after(self.settings.limits.shutdown_timeout);
+        let deadline = self.now().after(self.settings.load().limits.shutdown_timeout);
         self.stage.send_if_modified(|stage| {
             let first = !matches!(stage, Stage::Stopping(_));
             if first {
@@ -286,14 +312,14 @@ fn bind_all(settings: &Settings, cores: usize) -> Result<Vec<Vec<Bound>>, StartE
     settings.listeners.iter().map(bind).collect()
 }
 
-fn bind_admin(settings: &Settings) -> Result<std::net::TcpListener, StartError> {
-    let address = SocketAddr::new(settings.admin.address, settings.admin.port);
+fn bind_admin(name: &str, address: IpAddr, port: u16) -> Result<std::net::TcpListener, StartError> {
+    let address = SocketAddr::new(address, port);
     let bind = || {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         Ok(listener)
     };
-    bind().map_err(|error| StartError::Bind { name: "admin".to_owned(), address, error })
+    bind().map_err(|error| StartError::Bind { name: name.to_owned(), address, error })
 }
 
 fn spawn_core(parts: Parts, ended: mpsc::Sender<u16>) -> std::io::Result<JoinHandle<()>> {
@@ -319,13 +345,17 @@ impl Drop for TellEnd {
     }
 }
 
-fn spawn_house(
-    shared: Arc<Shared>,
+/// What the housekeeping thread keeps.
+struct House {
     watcher: Watcher,
     admin: std::net::TcpListener,
     admin_tls: Option<Arc<rustls::ServerConfig>>,
-    mut stopped: watch::Receiver<bool>,
-) -> std::io::Result<JoinHandle<()>> {
+    health: Option<std::net::TcpListener>,
+    stopped: watch::Receiver<bool>,
+}
+
+fn spawn_house(shared: Arc<Shared>, house: House) -> std::io::Result<JoinHandle<()>> {
+    let House { watcher, admin, admin_tls, health, mut stopped } = house;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let admin_tls = admin_tls.map(|config| Arc::new(ArcSwap::new(config)));
     std::thread::Builder::new().name("house".to_owned()).spawn(move || {
@@ -333,6 +363,9 @@ fn spawn_house(
             tokio::spawn(watcher.watch(Arc::clone(&shared), admin_tls.clone()));
             tokio::spawn(summary::tell(Arc::clone(&shared)));
             tokio::spawn(drain::keep(Arc::clone(&shared)));
+            if let Some(health) = health {
+                tokio::spawn(admin::serve_health(Arc::clone(&shared), health));
+            }
             tokio::spawn(admin::serve(shared, admin, admin_tls));
             // an error means that the gateway itself is gone
             let _gone = stopped.wait_for(|stopped| *stopped).await;

@@ -92,6 +92,15 @@ impl Transport {
         }
     }
 
+    /// The device's certificate and those it sent along; empty if it showed none.
+    pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
+        match self {
+            Self::Plain => &[],
+            Self::Tls(tls) => tls.filter.peer_certificates(),
+            Self::WebSocket(layer) => layer.tls.filter.peer_certificates(),
+        }
+    }
+
     /// Copies the incomplete record to the front of `raw`; the socket is to be read behind it. Gives its length.
     pub fn begin_read(&self, raw: &mut [u8]) -> usize {
         let incomplete = match self {

@@ -73,6 +73,12 @@ impl Upstream {
         self.0.secrets.replace(secrets);
     }
 
+    /// Goes on by `settings`, whose peer is the same: bounds at once, the rest for AMQP connections opened from now on.
+    pub fn set_settings(&self, settings: Arc<Settings>, secrets: Arc<UpstreamSecrets>) {
+        self.0.secrets.replace(secrets);
+        self.0.set_settings(settings);
+    }
+
     /// Whether this core holds as many bytes of messages without an outcome as it may: no device should be read.
     pub fn is_full(&self) -> bool {
         self.0.held.is_full()
@@ -95,7 +101,7 @@ impl Upstream {
     /// `request_timeout` has passed. No device is taken from now on.
     pub async fn shutdown(&self) {
         self.0.drain();
-        let deadline = tokio::time::Instant::now() + self.0.target.limits.request_timeout;
+        let deadline = tokio::time::Instant::now() + self.0.target().limits.request_timeout;
         while self.0.running.get() > 0 && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

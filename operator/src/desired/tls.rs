@@ -18,7 +18,8 @@ use serde_json::json;
 use super::{Checked, Context, Problem, object};
 use crate::{
     names,
-    observe::{Authority, Certificate, Observed},
+    observe::{Authority, Certificate, Observed, Use},
+    secrets::{self, Reference},
 };
 
 /// Life of the fleet's own CA: ten years.
@@ -143,6 +144,10 @@ pub(super) fn certificates(context: &Context<'_>, in_force: Option<&Checked>) ->
     secrets.insert(secret.clone());
     let is_taken = |secret: &String| context.observed.foreign.contains(&format!("Secret {secret}"));
     let taken = secrets.iter().filter(|secret| is_taken(secret)).map(|secret| format!("Secret {secret}")).collect();
+    if context.gateway.spec.tls.cert_manager.is_some() {
+        // filled by another, and not to be taken from under its hands
+        secrets.insert(names::serving(&context.name));
+    }
     let leaves = leaves.into_iter().filter(|leaf| !is_taken(&leaf.secret)).collect();
     let steps = if is_taken(&secret) { Vec::new() } else { steps(context.observed, leaves, secret) };
     Certificates { steps, secrets, taken }
@@ -307,7 +312,18 @@ pub(super) fn problem(context: &Context<'_>) -> Option<Problem> {
                 .to_owned(),
         });
     }
-    None
+    let secret_name = names::serving(&context.name);
+    if !context.observed.secrets.contains_key(&secret_name) {
+        return Some(Problem {
+            reason: "CertificatePending",
+            message: format!(
+                "cert-manager has not filled Secret {secret_name} yet: wait, or see what Certificate {secret_name} and its \
+                 issuer say"
+            ),
+        });
+    }
+    let reference = Reference { secret_name, usage: Use::Serving, path: "tls.certManager".to_owned() };
+    secrets::judge(&reference, context.observed).err()
 }
 
 #[cfg(test)]

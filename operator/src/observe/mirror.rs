@@ -63,6 +63,10 @@ pub enum Owner {
 
 /// Whose an object of this metadata is.
 pub fn owner(metadata: &ObjectMeta) -> Owner {
+    // a Secret that the operator made and cert-manager took over
+    if metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(names::CERT_MANAGER)) {
+        return Owner::Other;
+    }
     let controller = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
     match controller {
         Some(owner) if owner.kind == crds::KIND && owner.api_version.starts_with(crds::GROUP) => {

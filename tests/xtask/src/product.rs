@@ -38,8 +38,11 @@ pub struct Product {
 /// # Errors
 /// A build that fails, a tool or file of the system that is missing.
 pub fn shipped(target: &Path) -> anyhow::Result<Vec<Product>> {
-    let programs = build::build_anywhere_alike(target, PROGRAMS, Profile::Release)?;
-    products(&programs, env!("CARGO_PKG_VERSION"), true)
+    let made = PROGRAMS.into_iter().map(|program| {
+        let [path] = build::build_anywhere_alike(target, [program], Profile::Release)?;
+        product(program, &path, env!("CARGO_PKG_VERSION"), true)
+    });
+    made.collect()
 }
 
 /// As tests use them: quick to make, and called by what is in them, so that another build is another image.
@@ -47,37 +50,37 @@ pub fn shipped(target: &Path) -> anyhow::Result<Vec<Product>> {
 /// # Errors
 /// As [`shipped`].
 pub fn for_tests() -> anyhow::Result<Vec<Product>> {
-    let mut products = products(&build::build(PROGRAMS, Profile::Dev)?, "test", false)?;
-    for product in &mut products {
+    let made = PROGRAMS.into_iter().map(|program| {
+        let [path] = build::build([program], Profile::Dev)?;
+        let mut product = product(program, &path, "test", false)?;
         let hashes = product.image.files.iter().map(|file| Ok(image::sha256(&file.content.read()?)));
         let hashes = hashes.collect::<anyhow::Result<Vec<_>>>()?.join(" ");
         let hash = image::sha256(hashes.as_bytes());
-        product.image.name = format!("{REGISTRY}/{}:test-{}", product.program, &hash["sha256:".len()..][..12]);
-    }
-    Ok(products)
-}
-
-fn products(programs: &[PathBuf], tag: &str, compress: bool) -> anyhow::Result<Vec<Product>> {
-    let crates = Crates::of(&PROGRAMS)?;
-    let made = PROGRAMS.into_iter().zip(programs).map(|(program, path)| {
-        let stripped = stripped(path)?;
-        let mut image = Image::of_program(&format!("{REGISTRY}/{program}:{tag}"), &stripped)?;
-        let certificates = PathBuf::from(CA_CERTIFICATES);
-        anyhow::ensure!(
-            certificates.exists(),
-            "{CA_CERTIFICATES} is missing; install it with: sudo apt-get install --yes ca-certificates"
-        );
-        let path = CA_CERTIFICATES.trim_start_matches('/').to_owned();
-        image.files.push(Entry { path, content: Content::File(certificates), mode: 0o644 });
-        let bill = serde_json::to_string_pretty(&crates.bill(program, &of_the_system(&image, &stripped))?)?;
-        let path = format!("usr/share/sbom/{program}.cdx.json");
-        image.files.push(Entry { path, content: Content::Bytes(bill.clone().into_bytes()), mode: 0o644 });
-        image.labels = labels(program);
-        image.created = git(&["log", "-1", "--format=%cI"]);
-        image.compress = compress;
-        anyhow::Ok(Product { program, image, bill })
+        product.image.name = format!("{REGISTRY}/{program}:test-{}", &hash["sha256:".len()..][..12]);
+        Ok(product)
     });
     made.collect()
+}
+
+/// One program is built, and counted up, without the other: it holds no feature that only the other needs.
+fn product(program: &'static str, path: &Path, tag: &str, compress: bool) -> anyhow::Result<Product> {
+    let stripped = stripped(path)?;
+    let mut image = Image::of_program(&format!("{REGISTRY}/{program}:{tag}"), &stripped)?;
+    let certificates = PathBuf::from(CA_CERTIFICATES);
+    anyhow::ensure!(
+        certificates.exists(),
+        "{CA_CERTIFICATES} is missing; install it with: sudo apt-get install --yes ca-certificates"
+    );
+    let path = CA_CERTIFICATES.trim_start_matches('/').to_owned();
+    image.files.push(Entry { path, content: Content::File(certificates), mode: 0o644 });
+    let bill = Crates::of(program)?.bill(&of_the_system(&image, &stripped))?;
+    let bill = serde_json::to_string_pretty(&bill)?;
+    let path = format!("usr/share/sbom/{program}.cdx.json");
+    image.files.push(Entry { path, content: Content::Bytes(bill.clone().into_bytes()), mode: 0o644 });
+    image.labels = labels(program);
+    image.created = git(&["log", "-1", "--format=%cI"]);
+    image.compress = compress;
+    Ok(Product { program, image, bill })
 }
 
 /// The files of the image that are not ours.

@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 
 use crate::{image, process};
 
-/// The crates behind a set of programs that are built together.
+/// The crates behind a program.
 #[derive(Debug)]
 pub struct Crates {
+    program: Crate,
     /// By crate, those that it is linked with.
     edges: BTreeMap<Crate, BTreeSet<Crate>>,
     licenses: BTreeMap<Crate, String>,
@@ -45,10 +46,9 @@ impl Crates {
     ///
     /// # Errors
     /// What cargo says.
-    pub fn of(programs: &[&str]) -> anyhow::Result<Self> {
-        let mut tree =
-            vec!["tree", "--locked", "--edges", "normal,no-proc-macro", "--prefix", "depth", "--format", " {p}"];
-        tree.extend(programs.iter().flat_map(|program| ["--package", program]));
+    pub fn of(program: &str) -> anyhow::Result<Self> {
+        let tree = ["tree", "--locked", "--edges", "normal,no-proc-macro", "--prefix", "depth", "--format", " {p}"];
+        let tree = cargo(&[&tree[..], &["--package", program]].concat())?;
         let metadata = cargo(&["metadata", "--locked", "--format-version", "1"])?;
         let metadata: Metadata = serde_json::from_str(&metadata).context("cargo metadata is not as expected")?;
         let license = |package: Package| {
@@ -58,25 +58,25 @@ impl Crates {
         };
         let lock =
             fs::read_to_string(process::workspace_root().join("Cargo.lock")).context("cannot read Cargo.lock")?;
+        let (program, edges) = edges(&tree)?;
         Ok(Self {
-            edges: edges(&cargo(&tree)?)?,
+            program,
+            edges,
             licenses: metadata.packages.into_iter().filter_map(license).collect(),
             checksums: checksums(&lock),
         })
     }
 
-    /// The bill of `program`, with the `files` that are shipped beside it. It holds no time: the same is the same.
+    /// The bill, with the `files` that are shipped beside the program. It holds no time: the same is the same.
     ///
     /// # Errors
-    /// A program that is not among those asked for; a file that cannot be read.
-    pub fn bill(&self, program: &str, files: &[&Path]) -> anyhow::Result<Value> {
-        let root = self.edges.keys().find(|each| each.name == program);
-        let root = root.with_context(|| format!("cargo knows no program {program}"))?;
-        let reached = self.reached(root);
-        let others = reached.iter().filter(|each| **each != root).map(|each| self.component(each, "library"));
+    /// A file that cannot be read.
+    pub fn bill(&self, files: &[&Path]) -> anyhow::Result<Value> {
+        let root = &self.program;
+        let others = self.edges.keys().filter(|each| *each != root).map(|each| self.component(each, "library"));
         let files = files.iter().map(|file| component_of_file(file)).collect::<anyhow::Result<Vec<_>>>()?;
-        let dependencies = reached.iter().map(|each| {
-            let on: Vec<String> = self.edges[*each].iter().map(reference).collect();
+        let dependencies = self.edges.iter().map(|(each, on)| {
+            let on: Vec<String> = on.iter().map(reference).collect();
             json!({"ref": reference(each), "dependsOn": on})
         });
         Ok(json!({
@@ -87,15 +87,6 @@ impl Crates {
             "components": others.chain(files).collect::<Vec<_>>(),
             "dependencies": dependencies.collect::<Vec<_>>(),
         }))
-    }
-
-    fn reached<'a>(&'a self, root: &'a Crate) -> BTreeSet<&'a Crate> {
-        let mut reached = BTreeSet::from([root]);
-        let mut open = vec![root];
-        while let Some(each) = open.pop() {
-            open.extend(self.edges[each].iter().filter(|next| reached.insert(next)));
-        }
-        reached
     }
 
     fn component(&self, each: &Crate, kind: &str) -> Value {
@@ -159,7 +150,7 @@ fn cargo(arguments: &[&str]) -> anyhow::Result<String> {
 
 /// Reads `cargo tree --prefix depth`: `2 name v1.2.3 (path) (*)`, where the number is the depth. What has a star stands
 /// with its own dependencies further up.
-fn edges(tree: &str) -> anyhow::Result<BTreeMap<Crate, BTreeSet<Crate>>> {
+fn edges(tree: &str) -> anyhow::Result<(Crate, BTreeMap<Crate, BTreeSet<Crate>>)> {
     let mut edges: BTreeMap<Crate, BTreeSet<Crate>> = BTreeMap::new();
     let mut path: Vec<Crate> = Vec::new();
     for line in tree.lines().filter(|line| !line.is_empty()) {
@@ -178,7 +169,7 @@ fn edges(tree: &str) -> anyhow::Result<BTreeMap<Crate, BTreeSet<Crate>>> {
         edges.entry(each.clone()).or_default();
         path.push(each);
     }
-    Ok(edges)
+    Ok((path.into_iter().next().context("cargo tree says nothing")?, edges))
 }
 
 /// `checksum` of every package of a lock file that has one.
@@ -199,13 +190,13 @@ fn checksums(lock: &str) -> BTreeMap<Crate, String> {
 mod tests {
     use super::*;
 
-    const TREE: &str = "0 gateway v0.1.0 (/source/gateway)\n1 a v1.0.0\n2 b v2.0.0\n1 c v3.0.0\n2 b v2.0.0\n\n\
-                        0 operator v0.1.0 (/source/operator)\n1 a v1.0.0 (*)\n1 d v4.0.0\n";
+    const TREE: &str = "0 gateway v0.1.0 (/source/gateway)\n1 a v1.0.0\n2 b v2.0.0\n1 c v3.0.0\n2 a v1.0.0 (*)\n";
 
     fn crates() -> Crates {
         let lock = "version = 4\n\n[[package]]\nname = \"a\"\nversion = \"1.0.0\"\nchecksum = \"ab\"\n\n\
                     [[package]]\nname = \"gateway\"\nversion = \"0.1.0\"\ndependencies = [\n \"a\",\n]\n";
-        Crates { edges: edges(TREE).expect("a tree"), licenses: BTreeMap::new(), checksums: checksums(lock) }
+        let (program, edges) = edges(TREE).expect("a tree");
+        Crates { program, edges, licenses: BTreeMap::new(), checksums: checksums(lock) }
     }
 
     fn names(bill: &Value) -> Vec<&str> {
@@ -213,15 +204,22 @@ mod tests {
     }
 
     #[test]
-    fn a_bill_holds_what_the_program_reaches_and_nothing_else() {
-        assert_eq!(names(&crates().bill("gateway", &[]).expect("a bill")), ["a", "b", "c"]);
-        assert_eq!(names(&crates().bill("operator", &[]).expect("a bill")), ["a", "b", "d"]);
-        assert!(crates().bill("hub", &[]).is_err());
+    fn a_bill_holds_every_crate_once_with_those_that_it_is_linked_with() {
+        let bill = crates().bill(&[]).expect("a bill");
+        assert_eq!(bill["metadata"]["component"]["name"], "gateway");
+        assert_eq!(names(&bill), ["a", "b", "c"]);
+        assert_eq!(bill["dependencies"][2], json!({"ref": "pkg:cargo/c@3.0.0", "dependsOn": ["pkg:cargo/a@1.0.0"]}));
+    }
+
+    #[test]
+    fn what_cargo_says_otherwise_is_not_taken_for_a_tree() {
+        assert!(edges("").is_err());
+        assert!(edges("gateway v0.1.0\n").is_err());
     }
 
     #[test]
     fn a_component_that_was_loaded_has_the_checksum_of_the_lock_file() {
-        let bill = crates().bill("gateway", &[]).expect("a bill");
+        let bill = crates().bill(&[]).expect("a bill");
         assert_eq!(bill["components"][0]["hashes"][0]["content"], "ab");
         assert_eq!(bill["metadata"]["component"]["hashes"], Value::Null);
         assert_eq!(bill["dependencies"][0], json!({"ref": "pkg:cargo/a@1.0.0", "dependsOn": ["pkg:cargo/b@2.0.0"]}));
@@ -230,7 +228,7 @@ mod tests {
     #[test]
     fn a_shipped_file_is_in_the_bill_with_its_hash() {
         let own = std::env::current_exe().expect("this test");
-        let bill = crates().bill("gateway", &[&own]).expect("a bill");
+        let bill = crates().bill(&[&own]).expect("a bill");
         let file = bill["components"].as_array().and_then(|all| all.last()).expect("a component");
         assert_eq!(file["type"], "file");
         assert_eq!(file["hashes"][0]["content"].as_str().map(str::len), Some(64));

@@ -78,6 +78,16 @@ impl Placement {
         }
     }
 
+    /// Goes on with other limits. Devices that are there stay, even beyond lower ones; a connection that is open takes no more
+    /// devices than when it was opened.
+    pub fn set_limits(&mut self, limits: &UpstreamLimits, connections_max: usize, device_tokens: bool) {
+        self.connections_max = connections_max;
+        self.devices_max = limits.devices_per_connection_max;
+        self.links_per_session_max = limits.links_per_session_max;
+        self.idle_timeout = limits.idle_timeout;
+        self.device_tokens = device_tokens;
+    }
+
     /// Finds a place for one more device and takes it.
     ///
     /// # Errors
@@ -177,7 +187,8 @@ impl Placement {
     /// A device that is placed but has not put its token yet counts as one to be put.
     fn has_room(&self, connection: &Connection) -> bool {
         let tokens_left = !self.device_tokens || connection.tokens.max(connection.devices) < TOKENS_PER_CONNECTION_MAX;
-        connection.devices < connection.devices_max && tokens_left && !connection.retired
+        let devices_max = connection.devices_max.min(self.devices_max);
+        connection.devices < devices_max && tokens_left && !connection.retired
     }
 
     fn closes_at(&self, connection: &Connection) -> Option<Millis> {
@@ -218,6 +229,26 @@ mod tests {
 
     fn place_all(placement: &mut Placement, count: usize) -> Vec<Placed> {
         (0..count).map(|_| placement.place().unwrap()).collect()
+    }
+
+    #[test]
+    fn other_limits_hold_for_new_devices_and_new_connections() {
+        let mut placement = Placement::new(&limits(3), 10, false);
+        let first = place_all(&mut placement, 3)[0].connection;
+        placement.handle_opened(first, PEER);
+        placement.set_limits(&limits(2), 2, false);
+        assert_eq!(placement.devices(first), 3);
+        placement.leave(first, Millis(0));
+        let second = placement.place().unwrap();
+        assert!(second.open, "two are enough now");
+        placement.set_limits(&limits(4), 2, false);
+        placement.handle_opened(second.connection, PEER);
+        assert!(!placement.place().unwrap().open);
+        placement.leave(first, Millis(0));
+        let placed = place_all(&mut placement, 3);
+        assert_eq!(placed.iter().filter(|placed| placed.connection == first).count(), 1, "it was opened for three");
+        assert_eq!(placement.place().map(|placed| placed.open), Ok(false));
+        assert_eq!(placement.place(), Err(NoRoom));
     }
 
     #[test]

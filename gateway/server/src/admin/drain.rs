@@ -6,7 +6,7 @@ use axum::{Json, body::Bytes, extract::State, http::StatusCode};
 use gateway_core::drain::{self, Cause, Order, Refused, Report};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::Refusal;
+use super::{Refusal, load::Load};
 use crate::{metrics::OrderResult, server::Shared};
 
 /// The body of `POST /drain`.
@@ -41,14 +41,8 @@ pub(super) struct DrainEntry {
     let_go: u64,
 }
 
-/// The answer to both.
-#[derive(Debug, Serialize)]
-pub(super) struct Answer {
-    drain: Option<DrainEntry>,
-}
-
 /// Lets devices go, as [`Order`] says.
-pub(super) async fn drain(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Json<Answer>, Refusal> {
+pub(super) async fn drain(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Json<Load>, Refusal> {
     let taken = read::<DrainOrder>(&body).and_then(|given| {
         let lease = Order::lease(given.lease_seconds).map_err(|nonsense| Refused::Nonsense(nonsense).to_string());
         let DrainOrder { cause, epoch, per_second, down_to, leave, .. } = given;
@@ -58,7 +52,7 @@ pub(super) async fn drain(State(shared): State<Arc<Shared>>, body: Bytes) -> Res
 }
 
 /// Ends the order in force.
-pub(super) async fn undrain(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Json<Answer>, Refusal> {
+pub(super) async fn undrain(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Json<Load>, Refusal> {
     answer(&shared, read::<UndrainOrder>(&body).map(|given| shared.drains.undrain(&shared, given.epoch)))
 }
 
@@ -81,7 +75,7 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
     serde_json::from_slice(body).map_err(|error| error.to_string())
 }
 
-fn answer(shared: &Shared, taken: Result<Result<(), Refused>, String>) -> Result<Json<Answer>, Refusal> {
+fn answer(shared: &Shared, taken: Result<Result<(), Refused>, String>) -> Result<Json<Load>, Refusal> {
     let (result, refusal) = match taken {
         Ok(Ok(())) => (OrderResult::Taken, None),
         Ok(Err(refused @ Refused::Epoch { .. })) => {
@@ -91,5 +85,5 @@ fn answer(shared: &Shared, taken: Result<Result<(), Refused>, String>) -> Result
         Err(text) => (OrderResult::Nonsense, Some((StatusCode::BAD_REQUEST, format!("{text}\n")))),
     };
     shared.registry.process.drain_orders.at(result).inc();
-    refusal.map_or_else(|| Ok(Json(Answer { drain: entry(shared) })), Err)
+    refusal.map_or_else(|| Ok(Json(Load::of(shared))), Err)
 }

@@ -119,8 +119,9 @@ impl Connection {
     fn tell_end(&mut self, core: &Core, end: End, why: &str) {
         let mut roster = core.roster.borrow_mut();
         let entry = roster.get_mut(self.place.key as usize);
-        let (address, device, leaving, distrusted) = entry.map_or((None, None, None, false), |entry| {
-            (Some(entry.address), entry.device.take(), entry.leaving, entry.distrusted)
+        let (address, device, leaving) = entry.map_or((None, None, None), |entry| {
+            core.metrics.distrusted.add(-i64::from(std::mem::take(&mut entry.distrusted)));
+            (Some(entry.address), entry.device.take(), entry.leaving)
         });
         let device = device.map(|(device, _)| device);
         if let Some(device) = &device {
@@ -134,8 +135,6 @@ impl Connection {
                 // whoever reads this count first finds a count of connections that is not older
                 fence(Release);
                 core.metrics.let_go.at(leaving.cause).inc();
-            } else if distrusted {
-                core.metrics.distrusted.add(-1);
             }
             debug!(device = device.as_ref().map(DeviceId::as_str), address, cause, why, "device disconnected");
         } else {

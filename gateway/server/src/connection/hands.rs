@@ -12,6 +12,7 @@ use gateway_core::{
 };
 use tracing::error;
 
+use super::trust;
 use crate::{core::Core, tls, transport::Transport, upstream::DeviceLink};
 
 /// Lent to a session for one event.
@@ -25,6 +26,10 @@ pub(super) struct Hands<'a> {
     command_qos: QoS,
     /// The answer to the CONNECT, if it is known at once.
     pub(super) verdict: Option<Verdict>,
+    /// [`Core::trust`] when the handshake began.
+    pub(super) trust: u32,
+    /// The answer is yes, for the device's certificate.
+    pub(super) by_certificate: bool,
     /// The session ended.
     pub(super) closed: bool,
 }
@@ -38,7 +43,18 @@ impl<'a> Hands<'a> {
         now: Now,
     ) -> Self {
         let command_qos = QoS::AtLeastOnce;
-        Self { core, transport, link, output, now, command_qos, verdict: None, closed: false }
+        Self {
+            core,
+            transport,
+            link,
+            output,
+            now,
+            command_qos,
+            verdict: None,
+            trust: core.trust(),
+            by_certificate: false,
+            closed: false,
+        }
     }
 
     pub(super) fn carry_out(&mut self, effect: Effect<'_>) {
@@ -84,8 +100,9 @@ impl<'a> Hands<'a> {
 
     /// Judges by our own keys, or asks the hub (then there is no answer yet).
     fn authenticate(&mut self, login: &Login<'_>) -> Option<Verdict> {
-        let limits = &self.core.settings.limits;
-        let by_hub = match (&self.core.settings.authentication.sas, &login.token) {
+        let settings = self.core.settings();
+        let limits = &settings.limits;
+        let by_hub = match (&settings.authentication.sas, &login.token) {
             (Sas::Hub, Some(token)) => Some(token),
             _ => None,
         };
@@ -94,6 +111,9 @@ impl<'a> Hands<'a> {
                 Some(refused(ConnectCode::NotAuthorized, RefusedReason::TokenExpired))
             }
             Some(_) => None,
+            None if login.token.is_none() && !self.is_trusted() => {
+                Some(refused(ConnectCode::NotAuthorized, RefusedReason::Certificate))
+            }
             None => {
                 let certificate = self.certificate();
                 let keys = &self.core.shared.credentials.load().keys;
@@ -103,6 +123,7 @@ impl<'a> Hands<'a> {
         if matches!(verdict, Some(Verdict::Refused(_))) {
             return verdict;
         }
+        self.by_certificate = verdict.is_some() && login.token.is_none();
         match self.core.upstream.open(&login.identity) {
             Err(refused) => return Some(Verdict::Refused(refused)),
             Ok(link) => {
@@ -113,6 +134,12 @@ impl<'a> Hands<'a> {
             }
         }
         verdict
+    }
+
+    /// A certificate that was verified before somebody ceased to be trusted is verified again.
+    fn is_trusted(&self) -> bool {
+        let chain = self.transport.peer_certificates();
+        self.trust == self.core.trust() || chain.is_empty() || trust::is_trusted(self.core, chain, self.now.unix)
     }
 
     fn certificate(&self) -> Option<ClientCertificate> {

@@ -80,7 +80,7 @@ impl Connection {
             unsent.drain(..written);
             self.unsent_since = now.monotonic;
         }
-        if unsent.len() > core.settings.limits.output_bytes_max && !self.paused {
+        if unsent.len() > core.settings().limits.output_bytes_max && !self.paused {
             core.metrics.limits.at(Limit::DeviceOutput).inc();
         }
         self.unsent = if unsent.is_empty() { Vec::new() } else { unsent };
@@ -98,6 +98,6 @@ impl Connection {
     /// When the device has left our bytes unread for too long.
     pub(super) fn write_deadline(&self, core: &Core) -> Option<Millis> {
         let stuck = !self.unsent.is_empty() && matches!(self.phase, Phase::Serving);
-        stuck.then(|| self.unsent_since.after(core.settings.limits.write_timeout))
+        stuck.then(|| self.unsent_since.after(core.settings().limits.write_timeout))
     }
 }

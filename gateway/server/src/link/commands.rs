@@ -14,7 +14,7 @@ impl State {
     /// Attaches the command receiver of `device`.
     pub(super) fn open_commands(&mut self, device: u32, credit: u32) {
         let Some(owner) = self.devices.get_mut(device as usize) else { return };
-        if self.pool.target.command_address(&owner.identity).is_none() {
+        if self.pool.target().command_address(&owner.identity).is_none() {
             return owner.inbox.post(UpstreamEvent::CommandsOpened(Err(Refusal::NotFound)));
         }
         owner.commands.window = credit.max(1);

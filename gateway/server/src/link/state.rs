@@ -76,6 +76,8 @@ pub(super) struct State {
     pub(super) channel_max: u16,
     /// When the hub was last heard.
     pub(super) heard: Millis,
+    /// What the hub said against this connection, where its end alone does not tell.
+    pub(super) refused: Option<String>,
     /// The hub answers nothing any more, although the socket is there.
     dead: bool,
     /// The state shown in `gateway_upstream_connections`.
@@ -89,8 +91,9 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(pool: Rc<Pool>, key: ConnectionKey) -> Self {
-        let limits = &pool.target.limits;
-        let tokens = Tokens::new(limits.tokens_inflight_max, pool.target.policy().is_some());
+        let target = pool.target();
+        let limits = &target.limits;
+        let tokens = Tokens::new(limits.tokens_inflight_max, target.policy().is_some());
         let outage = Outage::new(limits.outage_max);
         Self {
             key,
@@ -110,6 +113,7 @@ impl State {
             outage,
             channel_max: 0,
             heard: Millis(0),
+            refused: None,
             dead: false,
             shown: None,
             credit_shown: 0,
@@ -128,9 +132,10 @@ impl State {
     }
 
     fn endpoint_config(&self) -> Config {
-        let (pool, limits) = (&self.pool, &self.pool.target.limits);
+        let (pool, target) = (&self.pool, self.pool.target());
+        let limits = &target.limits;
         let container = format!("gateway-{:016x}-{}-{}", clock::random(), pool.share.core, self.key.0);
-        let mut config = Config::new(container, pool.target.host.clone());
+        let mut config = Config::new(container, target.host.clone());
         config.sasl = self.sasl();
         config.properties =
             vec![("product".into(), "protocol-gateway".into()), ("version".into(), env!("CARGO_PKG_VERSION").into())];
@@ -144,7 +149,8 @@ impl State {
     }
 
     fn sasl(&self) -> Sasl {
-        let Upstream::Amqp(broker) = &self.pool.settings.upstream else { return Sasl::Anonymous };
+        let settings = self.pool.settings();
+        let Upstream::Amqp(broker) = &settings.upstream else { return Sasl::Anonymous };
         match &self.pool.secrets.borrow().sasl_plain {
             Some((user, password)) => Sasl::Plain { user: user.clone(), password: password.clone() },
             None if broker.client_certificate_secret_name.is_some() => Sasl::External,
@@ -219,7 +225,7 @@ impl State {
     fn handle_opened(&mut self, peer: &Peer) {
         tracing::debug!(core = self.pool.share.core, connection = self.key.0, peer = peer.container_id, "opened");
         self.channel_max = u16::try_from(peer.sessions_max.saturating_sub(1)).unwrap_or(u16::MAX);
-        if !self.pool.target.is_iot_hub() {
+        if !self.pool.target().is_iot_hub() {
             let limits = PeerLimits { channel_max: self.channel_max, handle_max: u32::MAX };
             self.pool.placement.borrow_mut().handle_opened(self.key, limits);
             return self.go_up();
@@ -234,6 +240,7 @@ impl State {
     pub(super) fn go_up(&mut self) {
         self.phase = Phase::Up;
         self.outage.handle_back();
+        self.pool.metrics.upstream_problem.set(None);
         self.show(UpstreamState::Open);
         tracing::info!(
             core = self.pool.share.core,

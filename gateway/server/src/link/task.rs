@@ -51,7 +51,7 @@ enum End {
 
 /// Runs one AMQP connection until nobody needs it.
 pub(super) async fn run(link: Rc<Link>) {
-    let mut backoff = Backoff::new(random(), link.pool.target.limits.backoff);
+    let mut backoff = Backoff::new(random(), link.pool.target().limits.backoff);
     loop {
         link.state.borrow_mut().show(UpstreamState::Connecting);
         let started = link.pool.clock.monotonic();
@@ -63,6 +63,8 @@ pub(super) async fn run(link: Rc<Link>) {
         link.state.borrow_mut().show(UpstreamState::Waiting);
         backoff.handle_lost(link.pool.clock.monotonic().since(started));
         let wait = backoff.next_wait();
+        let refused = link.state.borrow_mut().refused.take();
+        link.pool.metrics.upstream_problem.set(Some(refused.unwrap_or_else(|| end.to_string())));
         tracing::warn!(core = link.pool.share.core, connection = link.key.0, reason = %end, wait_ms = wait.as_millis(), "no connection to the hub");
         link.ticking(pin!(sleep(wait))).await;
         if link.state.borrow().ending {
@@ -84,7 +86,7 @@ async fn connect_and_serve(link: &Rc<Link>) -> End {
 }
 
 async fn connect(link: &Rc<Link>) -> Result<(TcpStream, Transport), End> {
-    let target = &link.pool.target;
+    let target = link.pool.target();
     let secrets = Rc::clone(link).pool.secrets.borrow().clone();
     let tls = secrets.tls.as_ref().filter(|_| target.tls);
     let transport = match tls {

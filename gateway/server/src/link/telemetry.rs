@@ -20,7 +20,7 @@ impl State {
     pub(super) fn send(&mut self, device: u32, slot: Slot, telemetry: &Telemetry<'_>) {
         let Some(owner) = self.devices.get_mut(device as usize) else { return };
         let mut bytes = self.pool.buffers.take();
-        let sender = (!self.pool.target.is_iot_hub()).then_some(&owner.identity);
+        let sender = (!self.pool.target().is_iot_hub()).then_some(&owner.identity);
         encode::telemetry(&mut bytes, telemetry, sender);
         self.pool.held.take(bytes.len());
         let given_us = self.pool.clock.turn_us();
@@ -116,7 +116,8 @@ impl State {
     pub(super) fn check_age(&mut self, device: u32, now_us: u64) -> bool {
         let Some(owner) = self.devices.get_mut(device as usize) else { return false };
         let Some(message) = owner.queue.first().and_then(|key| self.messages.get(key)) else { return true };
-        let limits = &self.pool.target.limits;
+        let target = self.pool.target();
+        let limits = &target.limits;
         let given = std::time::Duration::from_micros(now_us.saturating_sub(message.given_us));
         if given >= limits.outage_max {
             self.let_go(device, gateway_core::session::effect::CloseCause::HubUnreachable);

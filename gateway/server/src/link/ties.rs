@@ -79,7 +79,7 @@ impl State {
 
     /// Attaches what is wanted, as far as the bound of unanswered attaches lets it.
     pub(super) fn attach_wanted(&mut self) {
-        while self.attaching < self.pool.target.limits.tokens_inflight_max {
+        while self.attaching < self.pool.target().limits.tokens_inflight_max {
             let Some((device, role)) = self.wanted.pop_front() else { return };
             let Some(owner) = self.devices.get_mut(device as usize) else { continue };
             if *owner.tie(role) != Tie::Wanted {
@@ -117,7 +117,7 @@ impl State {
     fn attach_on(&mut self, session: usize, device: u32, role: Role) -> Result<(), Refused> {
         let owner = &mut self.devices[device as usize];
         let endpoint = self.endpoint.as_mut().ok_or(Refused::Gone)?;
-        let target = &self.pool.target;
+        let target = self.pool.target();
         let (kind, address) = match role {
             Role::Telemetry => ("telemetry", Some(target.telemetry_address(&owner.identity))),
             Role::Commands => ("commands", target.command_address(&owner.identity)),
@@ -153,7 +153,7 @@ impl State {
             return Ok(index);
         }
         let endpoint = self.endpoint.as_mut().ok_or(Refused::Gone)?;
-        let links_max = self.pool.target.limits.links_per_session_max;
+        let links_max = self.pool.target().limits.links_per_session_max;
         let session = Session { id: endpoint.begin()?, links: 0, links_max, ended: false };
         let unused = self.sessions.iter().position(|session| session.ended && session.links == 0);
         let index = unused.unwrap_or(self.sessions.len());
@@ -209,7 +209,7 @@ impl State {
     pub(super) fn handle_link_ended(&mut self, link: LinkId, user: (Role, u32, u32), attached: bool, cause: &Cause) {
         let (role, session, device) = user;
         if *cause == Cause::Timeout {
-            let waited = self.pool.target.limits.request_timeout.as_millis() as u64;
+            let waited = self.pool.target().limits.request_timeout.as_millis() as u64;
             self.handle_no_answer(Millis(self.pool.clock.monotonic().0.saturating_sub(waited)));
         }
         if !attached {
@@ -243,7 +243,13 @@ impl State {
         let Some(owner) = self.devices.get_mut(device as usize) else { return };
         tracing::debug!(device = %owner.identity, ?role, ?cause, "the hub ended a link");
         match judge(cause) {
-            AfterLoss::Reattach(_) => self.hold(device, role),
+            AfterLoss::Reattach(refusal) => {
+                if let Refusal::Throttled | Refusal::Quota = refusal {
+                    let now = self.pool.clock.monotonic().0;
+                    self.pool.metrics.upstream_throttled_ms.set(now.cast_signed());
+                }
+                self.hold(device, role);
+            }
             AfterLoss::Close(cause, refusal) => {
                 if cause != CloseCause::TakenOver && std::mem::take(&mut owner.commands.asked) {
                     owner.commands.window = 0;
@@ -263,7 +269,8 @@ impl State {
     /// Attaches the link again after a wait that grows; a device that gets nowhere for `outage_max` is let go.
     pub(super) fn hold(&mut self, device: u32, role: Role) {
         let now = self.pool.clock.monotonic();
-        let limits = &self.pool.target.limits;
+        let target = self.pool.target();
+        let limits = &target.limits;
         let Some(owner) = self.devices.get_mut(device as usize) else { return };
         let (first, longest) = limits.backoff;
         // a link that lasted longer than any wait ends the trouble before it

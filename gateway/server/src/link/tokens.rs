@@ -93,7 +93,7 @@ impl State {
     }
 
     fn reply_window(&self) -> u32 {
-        self.pool.target.limits.tokens_inflight_max.saturating_mul(2)
+        self.pool.target().limits.tokens_inflight_max.saturating_mul(2)
     }
 
     /// The session of the `$cbs` pair says how many links the peer lets us have on any.
@@ -140,14 +140,16 @@ impl State {
 
     /// Puts the policy token; renewed at 80 % of its life.
     fn put_policy_token(&mut self) {
-        let (Some(policy), secrets) = (self.pool.target.policy(), self.pool.secrets.borrow().clone()) else { return };
+        let (target, secrets) = (self.pool.target(), self.pool.secrets.borrow().clone());
+        let Some(policy) = target.policy() else { return };
         let Some(key) = &secrets.policy_key else {
             tracing::error!(policy, "no key for the hub policy");
+            self.refused = Some("there is no key for the hub policy".to_owned());
             return self.close_endpoint();
         };
         let now = self.pool.clock.now();
-        let expires = UnixSeconds(now.unix.0 + self.pool.target.limits.token_ttl.as_secs());
-        let host = self.pool.target.host.clone();
+        let expires = UnixSeconds(now.unix.0 + target.limits.token_ttl.as_secs());
+        let host = target.host.clone();
         let token = auth::sign(key, &host, expires, Some(policy));
         if let Some(request) = self.put_token(&host, &token, expires) {
             self.tokens.policy = Policy::InFlight(request, now.monotonic);
@@ -176,7 +178,7 @@ impl State {
                 continue;
             };
             let (token, expires) = (proof.token.clone(), proof.expires);
-            let audience = self.pool.target.audience(&self.devices[device as usize].identity);
+            let audience = self.pool.target().audience(&self.devices[device as usize].identity);
             let Some(request) = self.put_token(&audience, &token, expires) else { return };
             self.tokens.waiting.pop_front();
             self.requests.insert(request, device);
@@ -260,7 +262,7 @@ impl State {
         let metrics = &self.pool.metrics;
         if token_answer(reply.status, &reply.description) == TokenAnswer::Accepted {
             metrics.upstream_tokens.at(TokenResult::Accepted).inc();
-            let life = self.pool.target.limits.token_ttl.as_secs();
+            let life = self.pool.target().limits.token_ttl.as_secs();
             self.tokens.policy = Policy::Valid(UnixSeconds(self.pool.clock.now().unix.0 + life / 5 * 4));
             if self.phase == Phase::Proving {
                 self.go_up();
@@ -275,6 +277,7 @@ impl State {
             status = reply.status,
             "the hub refused the policy token"
         );
+        self.refused = Some(format!("the hub refused the policy token with status {}", reply.status));
         self.close_endpoint();
     }
 
@@ -322,7 +325,7 @@ impl State {
     /// Answers that did not come, the policy token's renewal, tokens to be tried again.
     pub(super) fn check_tokens(&mut self) {
         let now = self.pool.clock.now();
-        let timeout = self.pool.target.limits.request_timeout;
+        let timeout = self.pool.target().limits.request_timeout;
         match self.tokens.policy {
             Policy::Valid(renew_at) if self.phase == Phase::Up && renew_at <= now.unix => {
                 self.tokens.policy = Policy::Due;
@@ -342,7 +345,7 @@ impl State {
     }
 
     fn check_device_tokens(&mut self, now: Millis) {
-        let timeout = self.pool.target.limits.request_timeout;
+        let timeout = self.pool.target().limits.request_timeout;
         let mut late = Vec::new();
         for (device, owner) in &self.devices {
             let Some(proof) = &owner.proof else { continue };

@@ -33,7 +33,8 @@ impl State {
 
     /// A quarter of the shortest wait that is looked after here; an idle connection wakes once a second.
     fn tick_interval(&self) -> Duration {
-        let limits = &self.pool.target.limits;
+        let target = self.pool.target();
+        let limits = &target.limits;
         let shortest =
             limits.request_timeout.min(limits.settle_timeout).min(limits.outage_max).min(limits.idle_timeout);
         (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1))
@@ -83,7 +84,7 @@ impl State {
     /// The hub is away for too long: devices go, no faster than they may come.
     fn let_devices_go(&mut self) {
         let sharers = u32::from(self.pool.share.cores).max(1) * self.pool.placement.borrow().len().max(1) as u32;
-        let per_second = u64::from((self.pool.settings.limits.connects_per_second / sharers).max(1));
+        let per_second = u64::from((self.pool.settings().limits.connects_per_second / sharers).max(1));
         let per_tick = (per_second * self.tick_interval().as_millis() as u64).div_ceil(1000);
         let devices: Vec<u32> = self.devices.iter().take(per_tick as usize).map(|(device, _)| device as u32).collect();
         if !devices.is_empty() {

@@ -1,7 +1,7 @@
 //! All cores' [`Metrics`] and those of the process as Prometheus text. Reads only; called by the admin port.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
@@ -29,6 +29,8 @@ pub struct Registry {
 #[derive(Debug, Default)]
 pub struct Process {
     secrets: Mutex<BTreeMap<String, SecretState>>,
+    /// Files that were taken, and files that were refused.
+    config_reloads: [AtomicU64; 2],
     /// Wants no new connections: `gateway_draining`.
     pub draining: AtomicBool,
     drain_state: AtomicU8,
@@ -72,6 +74,18 @@ impl Process {
     pub fn secret_failed(&self, name: &str) {
         let mut secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
         secrets.entry(name.to_owned()).or_default().failed += 1;
+    }
+}
+
+impl Process {
+    /// Forgets every secret but these: nobody names the others any more.
+    pub fn keep_secrets(&self, names: &BTreeSet<String>) {
+        self.secrets.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| names.contains(name));
+    }
+
+    /// The configuration file changed; whether it could be used.
+    pub fn config_reloaded(&self, used: bool) {
+        self.config_reloads[usize::from(!used)].fetch_add(1, Relaxed);
     }
 }
 
@@ -125,6 +139,11 @@ impl Registry {
             "gateway_handshakes",
             "Connections before their CONNECT was decided (TLS, WebSocket, waiting for CONNECT).",
             |core| &core.handshakes,
+        ));
+        out.push(self.gauge(
+            "gateway_distrusted_connections",
+            "Devices connected by a certificate of a CA that is not trusted any more.",
+            |core| &core.distrusted,
         ));
         out.push(self.counters(
             "gateway_connects_total",
@@ -238,6 +257,10 @@ impl Registry {
             let help = "Secrets read, or refused while the last good one stays in force.";
             out.push(family("gateway_secret_loads_total", help, MetricType::COUNTER, loads));
         }
+        let reloads = ["loaded", "failed"].into_iter().zip(&self.process.config_reloads);
+        let reloads = reloads.map(|(result, count)| counter(&[("result", result)], count.load(Relaxed)));
+        let help = "Changes of the configuration file that came into force, or were refused.";
+        out.push(family("gateway_config_reloads_total", help, MetricType::COUNTER, reloads.collect()));
         self.drain(out);
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         out.push(family(
@@ -266,11 +289,6 @@ impl Registry {
         let remaining = process.drain_remaining.load(Relaxed) as f64;
         let help = "Connections that the drain has still to let go.";
         out.push(family("gateway_drain_remaining", help, MetricType::GAUGE, vec![gauge(&[], remaining)]));
-        out.push(self.gauge(
-            "gateway_distrusted",
-            "Devices connected whose certificate is no longer trusted; they are let go in pace.",
-            |core| &core.distrusted,
-        ));
         out.push(self.counters("gateway_let_go_total", "Devices let go, by cause.", "cause", |core| &core.let_go));
         let orders = process.drain_orders.iter().map(|(text, cell)| counter(&[("result", text)], cell.get())).collect();
         out.push(family(

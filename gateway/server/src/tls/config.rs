@@ -86,20 +86,17 @@ pub enum ClientAuth {
 /// A resumed session is not verified again: with another client CA there must be another ticketer.
 pub fn server_config(
     serving: &Serving,
-    client_ca: Option<(RootCertStore, ClientAuth)>,
+    client_ca: Option<Arc<dyn ClientCertVerifier>>,
     ticketer: Arc<dyn ProducesTickets>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let config_error = |error: &dyn std::fmt::Display| TlsError::Config(error.to_string());
     let provider = provider();
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+    let builder = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| config_error(&error))?;
     let builder = match client_ca {
         None => builder.with_no_client_auth(),
-        Some((roots, auth)) => {
-            let verifier = verifier(roots, auth, provider).map_err(|error| config_error(&error))?;
-            builder.with_client_cert_verifier(verifier)
-        }
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
     };
     let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&serving.pair))));
     // resumption by tickets only: nothing is kept here for a device that is gone
@@ -114,16 +111,11 @@ pub fn new_ticketer() -> Result<Arc<dyn ProducesTickets>, TlsError> {
     aws_lc_rs::Ticketer::new().map_err(|error| TlsError::Config(error.to_string()))
 }
 
-fn verifier(
-    roots: RootCertStore,
-    auth: ClientAuth,
-    provider: Arc<CryptoProvider>,
-) -> Result<Arc<dyn ClientCertVerifier>, rustls::server::VerifierBuilderError> {
-    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-    match auth {
-        ClientAuth::Optional => builder.allow_unauthenticated().build(),
-        ClientAuth::Required => builder.build(),
-    }
+/// Judges clients' certificates by who signed them.
+pub fn verifier(roots: RootCertStore, auth: ClientAuth) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+    let builder = if auth == ClientAuth::Optional { builder.allow_unauthenticated() } else { builder };
+    builder.build().map_err(|error| TlsError::Config(error.to_string()))
 }
 
 fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {

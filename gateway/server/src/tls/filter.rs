@@ -49,6 +49,11 @@ impl TlsFilter {
         self.connection.peer_certificates()?.first()
     }
 
+    /// The device's certificate and those it sent along.
+    pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
+        self.connection.peer_certificates().unwrap_or_default()
+    }
+
     /// Takes every whole record of `raw`; plaintext is appended to `plain`, what TLS itself has to say to `reply`.
     ///
     /// On an error `reply` may hold an alert that is worth writing before the connection is closed.
@@ -208,7 +213,7 @@ mod tests {
                 rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
             let (pem, key_pem) = (certificate.pem(), key.serialize_pem());
             let serving = Serving::from_pem(pem.as_bytes(), key_pem.as_bytes(), 1_800_000_000).unwrap();
-            let ca = (config::client_ca(pem.as_bytes()).unwrap(), ClientAuth::Optional);
+            let ca = config::verifier(config::client_ca(pem.as_bytes()).unwrap(), ClientAuth::Optional).unwrap();
             let server = config::server_config(&serving, Some(ca), config::new_ticketer().unwrap()).unwrap();
             let versions = if tls12 { &[&version::TLS12][..] } else { &[&version::TLS13][..] };
             let mut roots = rustls::RootCertStore::empty();

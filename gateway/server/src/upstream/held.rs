@@ -11,7 +11,7 @@ use std::{
 #[derive(Debug)]
 pub(crate) struct Held {
     bytes: Cell<usize>,
-    bytes_max: usize,
+    bytes_max: Cell<usize>,
     full: Cell<bool>,
     /// Times that there was room again: names the wait of a connection.
     round: Cell<u32>,
@@ -22,7 +22,7 @@ impl Held {
     pub(crate) fn new(bytes_max: usize) -> Self {
         Self {
             bytes: Cell::new(0),
-            bytes_max,
+            bytes_max: Cell::new(bytes_max),
             full: Cell::new(false),
             round: Cell::new(1),
             waiting: RefCell::new(Vec::new()),
@@ -32,15 +32,20 @@ impl Held {
     /// One more message. It is never refused: who asks [`Held::is_full`] first goes beyond the bound by one message.
     pub(crate) fn take(&self, bytes: usize) {
         self.bytes.set(self.bytes.get() + bytes);
-        if self.bytes.get() >= self.bytes_max {
-            self.full.set(true);
-        }
+        self.full.set(self.full.get() || self.bytes.get() >= self.bytes_max.get());
+    }
+
+    /// Another bound from now on. What is held beyond a lower one stays.
+    pub(crate) fn set_bytes_max(&self, bytes_max: usize) {
+        self.bytes_max.set(bytes_max);
+        self.take(0);
+        self.give(0);
     }
 
     /// One message less. Once an eighth is free, all who wait are woken.
     pub(crate) fn give(&self, bytes: usize) {
         self.bytes.set(self.bytes.get().saturating_sub(bytes));
-        if self.full.get() && self.bytes.get() <= self.bytes_max - self.bytes_max / 8 {
+        if self.full.get() && self.bytes.get() <= self.bytes_max.get() - self.bytes_max.get() / 8 {
             self.full.set(false);
             self.round.set(self.round.get().wrapping_add(1));
             for waker in self.waiting.take() {
@@ -96,6 +101,20 @@ mod tests {
         assert!(held.is_full());
         held.give(1);
         assert!(!held.is_full());
+    }
+
+    #[test]
+    fn another_bound_holds_at_once_and_wakes_who_waits() {
+        let count = Arc::new(Count(AtomicU32::new(0)));
+        let (waker, held, mut since) = (Waker::from(Arc::clone(&count)), Held::new(800), 0);
+        held.take(400);
+        held.set_bytes_max(400);
+        assert!(held.is_full());
+        held.wait(&mut since, &waker);
+        held.set_bytes_max(456);
+        assert!(held.is_full());
+        held.set_bytes_max(458);
+        assert!(!held.is_full() && count.0.load(Relaxed) == 1);
     }
 
     #[test]

@@ -44,8 +44,8 @@ const DRAINING: Refused = Refused { code: ConnectCode::ServerUnavailable, reason
 
 /// One core's AMQP connections.
 pub(crate) struct Pool {
-    pub(crate) settings: Arc<Settings>,
-    pub(crate) target: Target,
+    settings: RefCell<Arc<Settings>>,
+    target: RefCell<Rc<Target>>,
     pub(crate) secrets: RefCell<Arc<UpstreamSecrets>>,
     pub(crate) share: CoreShare,
     pub(crate) metrics: Arc<Metrics>,
@@ -63,6 +63,16 @@ pub(crate) struct Pool {
     pub(crate) draining: Cell<bool>,
 }
 
+impl CoreShare {
+    fn connections_max(self, target: &Target) -> usize {
+        (target.limits.connections_max / u32::from(self.cores).max(1)).max(1) as usize
+    }
+
+    fn unsettled_bytes_max(self, target: &Target) -> usize {
+        target.limits.unsettled_bytes_max / usize::from(self.cores).max(1)
+    }
+}
+
 impl Pool {
     pub(crate) fn new(
         settings: Arc<Settings>,
@@ -72,12 +82,12 @@ impl Pool {
     ) -> Self {
         let target = Target::new(&settings);
         let device_tokens = settings.authentication.sas == Sas::Hub;
-        let held = Held::new(target.limits.unsettled_bytes_max / usize::from(share.cores).max(1));
-        let connections_max = (target.limits.connections_max / u32::from(share.cores).max(1)).max(1);
+        let held = Held::new(share.unsettled_bytes_max(&target));
+        let connections_max = share.connections_max(&target);
         Self {
-            placement: RefCell::new(Placement::new(&target.limits, connections_max as usize, device_tokens)),
-            settings,
-            target,
+            placement: RefCell::new(Placement::new(&target.limits, connections_max, device_tokens)),
+            settings: RefCell::new(settings),
+            target: RefCell::new(Rc::new(target)),
             secrets: RefCell::new(secrets),
             share,
             metrics,
@@ -90,6 +100,27 @@ impl Pool {
             running: Cell::new(0),
             draining: Cell::new(false),
         }
+    }
+
+    /// What the gateway runs by.
+    pub(crate) fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.borrow())
+    }
+
+    /// The peer.
+    pub(crate) fn target(&self) -> Rc<Target> {
+        Rc::clone(&self.target.borrow())
+    }
+
+    /// Goes on by other settings: of the same peer, so that links stay where they are.
+    pub(crate) fn set_settings(&self, settings: Arc<Settings>) {
+        let target = Target::new(&settings);
+        let device_tokens = settings.authentication.sas == Sas::Hub;
+        let connections_max = self.share.connections_max(&target);
+        self.placement.borrow_mut().set_limits(&target.limits, connections_max, device_tokens);
+        self.held.set_bytes_max(self.share.unsettled_bytes_max(&target));
+        self.target.replace(Rc::new(target));
+        self.settings.replace(settings);
     }
 
     /// Gives `identity` a place.

@@ -11,12 +11,12 @@ use std::{
 
 use device::{
     packet::Received,
-    script::{Device, Transport},
+    script::{Device, Login, Transport},
 };
 use hub::domain::{Action, Fault};
 use serde_json::{Value, json};
 
-use crate::support::{Verify, World, eventually, login};
+use crate::support::{Certificates, Verify, World, eventually, login};
 
 /// What a device saw.
 struct Seen {
@@ -313,4 +313,35 @@ fn without_an_order_it_drains_by_itself_and_lets_the_rest_go_by_the_deadline() {
     finished.join().unwrap();
     let took = begun.elapsed();
     assert!((7500..10_500).contains(&took.as_millis()), "took {took:?}");
+}
+
+#[test]
+fn devices_whose_authority_is_no_longer_trusted_go_in_pace_and_nobody_else() {
+    let world = World::without_hub("limits: {drainPerSecond: 3}");
+    let by_key: Vec<_> = (1..=5).map(|number| world.connect(&format!("f{number}"))).collect();
+    let mut by_certificate = Vec::new();
+    for number in 1..=9 {
+        let name = format!("d{number}");
+        let (chain, key) = world.certificates.issue(&name);
+        let transport = world.tls_as(false, Some((&chain, &key)));
+        let login = Login { password: None, ..login(&name) };
+        by_certificate.push(Device::connect(world.address("mqtts"), &transport, &login).unwrap());
+    }
+    world.expect_metric("gateway_connections", 14);
+    world.folder.write("ca/ca.crt", &Certificates::new().ca_pem);
+    let (tell, seen) = mpsc::channel();
+    for mut device in by_certificate {
+        let tell = tell.clone();
+        thread::spawn(move || {
+            device.expect_close().unwrap();
+            tell.send(Instant::now()).unwrap();
+        });
+    }
+    let moments: Vec<_> = seen.iter().take(9).collect();
+    assert!(peak(&moments) <= 3, "{} went within a second", peak(&moments));
+    assert_eq!(readiness(world.gateway.admin), 200);
+    world.expect_metric("gateway_let_go_total{cause=\"certificate_authority\"}", 9);
+    world.expect_metric("gateway_distrusted_connections", 0);
+    world.expect_metric("gateway_connections", 5);
+    drop(by_key);
 }

@@ -36,7 +36,7 @@ fn is_answered(socket: &mut TcpStream) -> bool {
 }
 
 #[test]
-fn two_thousand_connects_at_once_are_served_in_order_within_four_seconds() {
+fn two_thousand_connects_at_once_are_served_in_order_at_the_rate_and_none_times_out() {
     raise_open_files();
     let world = World::without_hub("limits: {connectsPerSecond: 500, handshakeTimeout: 10s}");
     let packets: Vec<_> = (1..=DEVICES).map(|number| connect_packet(&format!("f{number}"))).collect();
@@ -64,12 +64,12 @@ fn two_thousand_connects_at_once_are_served_in_order_within_four_seconds() {
         }
     }
     let took = begun.elapsed();
-    assert!((3700..6000).contains(&took.as_millis()), "took {took:?}, all came within {all_came:?}");
-    let within_a_second =
-        |from: Duration| served.iter().filter(|(at, _)| (from..from + Duration::from_secs(1)).contains(at)).count();
-    let peak = served.iter().map(|(at, _)| within_a_second(*at)).max().unwrap();
-    // a tenth of a second's worth may come at once, and what this machine adds
-    assert!(peak <= 700, "{peak} within a second");
+    assert!((3700..8000).contains(&took.as_millis()), "took {took:?}, all came within {all_came:?}");
+    // however late this test looks, nobody is ahead of the rate and of the tenth of a second's worth that may come at once
+    for (position, (at, _)) in served.iter().enumerate() {
+        let allowed = 51.0 + at.as_secs_f64() * 500.0;
+        assert!((position as f64) < allowed, "{position} are served after {at:?}");
+    }
     // who came later is not served earlier, but for the two sockets that take turns
     let mut latest = 0;
     for (position, (_, number)) in served.iter().enumerate() {

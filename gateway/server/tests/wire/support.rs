@@ -101,7 +101,7 @@ impl World {
         write_secrets(&folder, &certificates, policy_key.unwrap_or(KEY));
         let settings =
             GatewayConfig::parse(yaml).unwrap().check().unwrap_or_else(|errors| panic!("{errors:#?}\n{yaml}"));
-        let options = Options { cores: 2, secrets: folder.path().to_owned() };
+        let options = Options { config: None, cores: 2, secrets: folder.path().to_owned() };
         Self { gateway: Gateway::start(settings, &options).unwrap(), certificates, folder, _mute_hub: None, hub: None }
     }
 
