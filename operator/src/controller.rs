@@ -7,6 +7,7 @@
 //! Every replica watches and observes; only the one that leads applies and writes status. One ProtocolGateway is never
 //! reconciled twice at a time, and what is wrong with one keeps back no other. A reconcile that changes nothing writes nothing.
 
+mod autoscale;
 mod drains;
 mod pods;
 mod queue;
@@ -351,6 +352,7 @@ impl World {
             self.writer.prune(&gateway, desired).await?;
             self.order(&gateway, epoch, &plan, book).await?;
         }
+        let scaled = self.autoscale(&gateway, &seen, book).await?;
         self.count(&gateway, &plan);
         // what was not taken is known now
         if memory.refused() != seen.refused {
@@ -358,7 +360,7 @@ impl World {
             decided = desired::desired(&gateway, &seen, &plan, &self.installation);
         }
         let later = self.tell(&mut gateway, &seen, &plan, &decided, memory).await?;
-        let due = [Some(rest(&seen, memory)), later, plan.again_in];
+        let due = [Some(rest(&seen, memory)), later, plan.again_in, scaled];
         Ok(Next::After(due.into_iter().flatten().min().unwrap_or(REST)))
     }
 
@@ -382,7 +384,7 @@ impl World {
 
     fn decide(&self, gateway: &ProtocolGateway, observed: &Observed, epoch: i64, book: &mut Book) -> (Plan, Decided) {
         let persisted = gateway.status.as_ref().map_or(&[][..], |status| &status.drains);
-        book.forget_gone(&observed.pods, Timestamp::now());
+        book.see(&observed.pods, Timestamp::now());
         let plan = scaling::plan(gateway, observed, epoch, book.ledger(epoch, persisted, observed.now));
         let decided = desired::desired(gateway, observed, &plan, &self.installation);
         (plan, decided)

@@ -451,6 +451,33 @@ async fn a_lost_certificate_is_made_anew_and_served_without_a_break() {
     .await;
 }
 
+#[tokio::test]
+#[ignore = "level api: cargo xtask test api"]
+async fn a_lost_ca_is_made_anew_and_the_api_server_trusts_the_new_one() {
+    alone("new-ca", async |story| {
+        let replica = Replica::available(story).await?;
+        replica.says(story, "a", Reading { connections: 9, ..Reading::default() });
+        let trusted = async || {
+            let service = services(&story.client).get(&service_name("v1beta2")).await?;
+            anyhow::Ok(service.spec.and_then(|spec| spec.ca_bundle).context("it says whom to trust")?.0)
+        };
+        let before = trusted().await?;
+        ensure!(before == bundle(story).await?);
+        let secrets: Api<Secret> = Api::namespaced(story.client.clone(), &story.namespace);
+        secrets.delete("operator-ca", &DeleteParams::default()).await?;
+        let path = path("v1beta2", &story.namespace, "a", "gateway_connections");
+        let begun = Instant::now();
+        // nobody can overlap with a CA that is gone: until the new one is known there may be a break
+        while trusted().await? == before || raw(&story.client, &path).await.is_err() {
+            ensure!(begun.elapsed() < PATIENCE, "no new CA, or it is not trusted");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        ensure!(trusted().await? == bundle(story).await?);
+        replica.is_available(story).await
+    })
+    .await;
+}
+
 /// What Helm installs: the Service and the role that owns.
 async fn installed(story: &Story) -> anyhow::Result<()> {
     apply::<Service>(story, "operator", json!({"spec": {"type": "ExternalName", "externalName": "127.0.0.1"}})).await?;

@@ -91,14 +91,16 @@ impl Leader {
         }
         around.cluster.replicas = replicas;
         self.is_busy = persists || scales || !decision.orders.is_empty() || !decision.deletion_costs.is_empty();
-        self.next = now + if self.is_busy { TICK } else { around.random.between(1, 5) * TICK };
+        // what is written is seen at once, and looked at again
+        self.next =
+            now + if self.is_busy { around.random.between(0, 3) * TICK } else { around.random.between(1, 5) * TICK };
         Ok(())
     }
 
     fn decide(&mut self, now: Millis, spec: Spec, around: &Around<'_>) -> Decision {
         let (cluster, store) = (&around.cluster, &around.store);
         let pods: Vec<Pod> = cluster.pods.iter().map(|pod| self.see(now, pod, cluster.template)).collect();
-        self.ledger.retain(|name| pods.iter().any(|pod| pod.name == name), now);
+        self.ledger.see(pods.iter().map(|pod| (pod.name.as_str(), pod.deletion_cost)), now);
         let deployment = Deployment {
             replicas: cluster.replicas,
             running: cluster.alive_count(),
