@@ -49,8 +49,7 @@ impl User {
 
     /// Writes it where the fleet's spec says.
     async fn publish(&self, world: &World<'_>, certificate: &Pair, key: &Pair) -> anyhow::Result<()> {
-        let data =
-            [("tls.crt", &*certificate.certificate), ("tls.key", &*key.key), ("ca.crt", &*self.ca_pem)];
+        let data = [("tls.crt", &*certificate.certificate), ("tls.key", &*key.key), ("ca.crt", &*self.ca_pem)];
         world.secret("serving", &data).await
     }
 }

@@ -37,12 +37,17 @@ async fn a_limit_is_followed_without_a_restart_and_a_new_listener_rolls_the_pods
     let test = async |story: &Story| {
         let world = World::begin(story).await?;
         let reconnects = "reconnects: {perSecond: 100, drainTimeout: 30s}";
-        let fleet = world.gateway("gw", &format!("{{replicas: 2, limits: {{messageBytesMax: 4KiB}}, {reconnects}}}")).await?;
+        let fleet =
+            world.gateway("gw", &format!("{{replicas: 2, limits: {{messageBytesMax: 4KiB}}, {reconnects}}}")).await?;
         fleet.ready().await?;
         let devices = fleet.devices(50, &Group { per_second: 50.0, ..Group::default() }).await?;
         devices.all_connected(CONNECTED_TIMEOUT).await?;
+        let lost = |devices: &cluster::devices::Devices| devices.total(|second| second.lost_connections);
+        ensure!(lost(&devices) == 0, "a device was disconnected while it came");
         let before = pods(&fleet).await?;
         ensure!(!big_message_passes(&fleet).await?, "the first limit is not in force");
+
+        ensure!(lost(&devices) == 0, "a device was disconnected by another's message");
 
         fleet.declare(&format!("{{replicas: 2, limits: {{messageBytesMax: 16KiB}}, {reconnects}}}")).await?;
         let begun = std::time::Instant::now();
@@ -54,9 +59,10 @@ async fn a_limit_is_followed_without_a_restart_and_a_new_listener_rolls_the_pods
         }
         xtask::step::say(&format!("the new limit was in force within {:.1} s", begun.elapsed().as_secs_f64()));
         ensure!(pods(&fleet).await? == before, "pods were replaced for a limit");
-        ensure!(devices.total(|second| second.lost_connections) == 0, "a device was disconnected");
+        ensure!(lost(&devices) == 0, "a device was disconnected by the change");
 
-        let listeners = "listeners: [{name: mqtts, protocol: MQTT, port: 8883}, {name: wss, protocol: MQTTWebSocket, port: 8443}]";
+        let listeners =
+            "listeners: [{name: mqtts, protocol: MQTT, port: 8883}, {name: wss, protocol: MQTTWebSocket, port: 8443}]";
         let wanted = format!("{{replicas: 2, limits: {{messageBytesMax: 16KiB}}, {reconnects}, {listeners}}}");
         fleet.declare(&wanted).await?;
         let rolled = begun.elapsed() + ROLLED_TIMEOUT;

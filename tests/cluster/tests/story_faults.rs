@@ -13,7 +13,10 @@ use cluster::{
     world::{Fleet, World},
 };
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
-use kube::{Api, ResourceExt, api::DeleteParams};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams},
+};
 
 const CONNECTED_TIMEOUT: Duration = Duration::from_mins(1);
 /// Pods are replaced one by one, and drained.
@@ -36,8 +39,11 @@ async fn holder(story: &Story) -> anyhow::Result<String> {
 async fn kill_leader(story: &Story) -> anyhow::Result<String> {
     let holder = holder(story).await?;
     let pods: Api<Pod> = Api::namespaced(story.client.clone(), NAMESPACE);
-    let names: Vec<String> = pods.list(&Default::default()).await?.iter().map(ResourceExt::name_any).collect();
-    let pod = names.into_iter().find(|name| holder.starts_with(name.as_str())).with_context(|| format!("{holder} is no pod"))?;
+    let names: Vec<String> = pods.list(&ListParams::default()).await?.iter().map(ResourceExt::name_any).collect();
+    let pod = names
+        .into_iter()
+        .find(|name| holder.starts_with(name.as_str()))
+        .with_context(|| format!("{holder} is no pod"))?;
     pods.delete(&pod, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
     Ok(holder)
 }
@@ -125,13 +131,22 @@ async fn a_protocol_gateway_is_deleted_and_nothing_of_it_remains() {
     let cluster = Cluster::nodes().await.expect("a cluster");
     let test = async |story: &Story| {
         let world = World::begin(story).await?;
-        let spec = "{replicas: 2, reconnects: {perSecond: 100, drainTimeout: 10s}, scaling: {minReplicas: 2, maxReplicas: 4}}";
+        let spec = "{replicas: 2, reconnects: {perSecond: 100, drainTimeout: 10s}, scaling: {minReplicas: 2, maxReplicas: 4, connectionsPerReplica: 50}}";
         let fleet = world.gateway("gw", spec).await?;
         fleet.ready().await?;
         let devices = fleet.devices(20, &Group::default()).await?;
         devices.all_connected(CONNECTED_TIMEOUT).await?;
         let made = remains(story)?;
-        for kind in ["configmap", "deployment", "networkpolicy", "pod/", "poddisruptionbudget", "secret", "service/", "serviceaccount"] {
+        for kind in [
+            "configmap",
+            "deployment",
+            "networkpolicy",
+            "pod/",
+            "poddisruptionbudget",
+            "secret",
+            "service/",
+            "serviceaccount",
+        ] {
             ensure!(made.iter().any(|name| name.starts_with(kind)), "there is no {kind} among {made:#?}");
         }
         fleet.api().delete(&fleet.name, &DeleteParams::background()).await?;

@@ -14,7 +14,10 @@ use cluster::{
     world::{Fleet, World},
 };
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
-use kube::{Api, ResourceExt, api::DeleteParams};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams},
+};
 use serde_json::Value;
 
 const CONNECTED_TIMEOUT: Duration = Duration::from_mins(2);
@@ -33,7 +36,8 @@ async fn gone(story: &Story, names: &BTreeSet<String>) -> anyhow::Result<()> {
     let api: Api<Pod> = Api::namespaced(story.client.clone(), &story.namespace);
     let begun = Instant::now();
     loop {
-        let there: BTreeSet<String> = api.list(&Default::default()).await?.iter().map(ResourceExt::name_any).collect();
+        let there: BTreeSet<String> =
+            api.list(&ListParams::default()).await?.iter().map(ResourceExt::name_any).collect();
         if there.is_disjoint(names) {
             return Ok(());
         }
@@ -49,7 +53,9 @@ async fn a_rolling_update_under_load_moves_every_device_once_within_the_budget()
     let test = async |story: &Story| {
         let world = World::begin(story).await?;
         let spec = |label: &str| {
-            format!("{{replicas: 3, reconnects: {{perSecond: 20, drainTimeout: 2m}}, pod: {{labels: {{release: \"{label}\"}}}}}}")
+            format!(
+                "{{replicas: 3, reconnects: {{perSecond: 20, drainTimeout: 2m}}, pod: {{labels: {{release: \"{label}\"}}}}}}"
+            )
         };
         let fleet = world.gateway("gw", &spec("one")).await?;
         fleet.ready().await?;
@@ -93,10 +99,20 @@ async fn a_leader_is_killed_in_the_middle_of_a_drain_and_the_next_one_goes_on() 
         let epoch = |object: &Value| object["status"]["drains"][0]["epoch"].as_i64();
         let first = epoch(&fleet.object().await?).context("a drain is planned")?;
         kill_leader(story).await?;
-        fleet.until("the next leader goes on", CONNECTED_TIMEOUT, |object| epoch(object).is_some_and(|next| next > first)).await?;
+        fleet
+            .until("the next leader goes on", CONNECTED_TIMEOUT, |object| {
+                epoch(object).is_some_and(|next| next > first)
+            })
+            .await?;
         let left: BTreeSet<String> = {
-            let object = fleet.until("one pod is left", DRAINED_TIMEOUT, |object| object["status"]["replicas"] == 1).await?;
-            object["status"]["pods"].as_array().into_iter().flatten().filter_map(|pod| pod["name"].as_str().map(str::to_owned)).collect()
+            let object =
+                fleet.until("one pod is left", DRAINED_TIMEOUT, |object| object["status"]["replicas"] == 1).await?;
+            object["status"]["pods"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|pod| pod["name"].as_str().map(str::to_owned))
+                .collect()
         };
         ensure!(!left.is_disjoint(&before), "none of the pods of before is left: {left:?}");
         let rate = highest_rate(&devices);
@@ -113,8 +129,11 @@ async fn kill_leader(story: &Story) -> anyhow::Result<()> {
     let lease = leases.get("protocol-gateway-operator").await?;
     let holder = lease.spec.and_then(|spec| spec.holder_identity).context("nobody leads")?;
     let pods: Api<Pod> = Api::namespaced(story.client.clone(), NAMESPACE);
-    let names: Vec<String> = pods.list(&Default::default()).await?.iter().map(ResourceExt::name_any).collect();
-    let pod = names.into_iter().find(|name| holder.starts_with(name.as_str())).with_context(|| format!("{holder} is no pod"))?;
+    let names: Vec<String> = pods.list(&ListParams::default()).await?.iter().map(ResourceExt::name_any).collect();
+    let pod = names
+        .into_iter()
+        .find(|name| holder.starts_with(name.as_str()))
+        .with_context(|| format!("{holder} is no pod"))?;
     pods.delete(&pod, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
     Ok(())
 }

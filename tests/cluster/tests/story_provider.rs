@@ -78,7 +78,8 @@ async fn a_foreign_provider_is_left_alone_and_the_fleet_scales_all_the_same() {
 
 async fn scales_by_itself(world: &World<'_>, story: &Story) -> anyhow::Result<()> {
     Installed::install(&story.cluster)?;
-    let spec = "{replicas: 1, scaling: {minReplicas: 1, maxReplicas: 4, connectionsPerReplica: 20, scaleDownAfter: 20s}}";
+    let spec =
+        "{replicas: 1, scaling: {minReplicas: 1, maxReplicas: 4, connectionsPerReplica: 20, scaleDownAfter: 20s}}";
     let fleet = world.gateway("gw", spec).await?;
     fleet.ready().await?;
     let says = |object: &Value| {
@@ -115,7 +116,7 @@ async fn helm_uninstall_in_the_middle_of_a_drain_leaves_namespaces_deletable_and
         let paused = devices.total(|second| second.lost_connections);
         tokio::time::sleep(Duration::from_secs(10)).await;
         ensure!(devices.total(|second| second.lost_connections) == paused, "a pod drains on although nobody orders it");
-        namespace_can_be_deleted(story).await?;
+        namespace_can_be_deleted(story)?;
         ensure!(fleet.pods().await?.len() == 2, "a pod went with the operator");
         devices.all_connected(CONNECTED_TIMEOUT).await?;
         fleet.none_lost(devices).await?;
@@ -125,7 +126,7 @@ async fn helm_uninstall_in_the_middle_of_a_drain_leaves_namespaces_deletable_and
     cluster.story("uninstall-in-drain", test).await;
 }
 
-async fn namespace_can_be_deleted(story: &Story) -> anyhow::Result<()> {
+fn namespace_can_be_deleted(story: &Story) -> anyhow::Result<()> {
     let name = format!("{}-other", story.namespace);
     for arguments in [&["create", "namespace", &name][..], &["delete", "namespace", &name, "--timeout=60s"]] {
         let output = story.kubectl()?.args(arguments).output()?;

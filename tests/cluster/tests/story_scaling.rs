@@ -64,7 +64,9 @@ async fn three_hundred_devices_make_the_fleet_grow_to_six_and_when_two_hundred_l
         let asked = grows.elapsed().as_secs_f64();
         fleet.until("six pods are ready", GROWN_TIMEOUT, has_pods(6)).await?;
         let ready = grows.elapsed().as_secs_f64();
-        xtask::step::say(&format!("from the first of 200 devices to /scale = 6: {asked:.1} s, to six ready: {ready:.1} s"));
+        xtask::step::say(&format!(
+            "from the first of 200 devices to /scale = 6: {asked:.1} s, to six ready: {ready:.1} s"
+        ));
         leave.all_connected(CONNECTED_TIMEOUT).await?;
         ensure!(highest_rate(&[&stay, &leave]) == 0, "growing disconnected somebody");
 
@@ -107,7 +109,10 @@ async fn the_pod_for_the_51st_connection_is_ready_within_the_periods_of_the_auto
         fleet.until("a second pod is asked for", GROWN_TIMEOUT, |object| spec_replicas(object) == 2).await?;
         let asked = begun.elapsed().as_secs_f64();
         fleet.until("the second pod is ready", GROWN_TIMEOUT, has_pods(2)).await?;
-        xtask::step::say(&format!("connection to /scale: {asked:.1} s; to the pod ready: {:.1} s", begun.elapsed().as_secs_f64()));
+        xtask::step::say(&format!(
+            "connection to /scale: {asked:.1} s; to the pod ready: {:.1} s",
+            begun.elapsed().as_secs_f64()
+        ));
         Ok(())
     };
     cluster.story("reaction", test).await;
@@ -120,7 +125,9 @@ async fn after_more_pods_were_made_devices_are_moved_until_the_fleet_is_even() {
     let test = async |story: &Story| {
         let world = World::begin(story).await?;
         let spec = |replicas: u32| {
-            format!("{{replicas: {replicas}, reconnects: {{perSecond: 20, drainTimeout: 60s, rebalance: {{skewMax: 1.15}}}}}}")
+            format!(
+                "{{replicas: {replicas}, reconnects: {{perSecond: 20, drainTimeout: 60s, rebalance: {{skewMax: 1.15}}}}}}"
+            )
         };
         let fleet = world.gateway("gw", &spec(2)).await?;
         fleet.ready().await?;
@@ -129,7 +136,9 @@ async fn after_more_pods_were_made_devices_are_moved_until_the_fleet_is_even() {
         fleet.declare(&spec(4)).await?;
         let begun = Instant::now();
         fleet.until("four pods are ready", GROWN_TIMEOUT, |object| ready_replicas(object) == 4).await?;
-        fleet.until("the fleet is even", SHRUNK_TIMEOUT, |object| skew(object).is_some_and(|skew| skew <= 1.15)).await?;
+        fleet
+            .until("the fleet is even", SHRUNK_TIMEOUT, |object| skew(object).is_some_and(|skew| skew <= 1.15))
+            .await?;
         devices.all_connected(CONNECTED_TIMEOUT).await?;
         let moved = devices.total(|second| second.lost_connections);
         xtask::step::say(&format!("even after {:.1} s, {moved} moves", begun.elapsed().as_secs_f64()));
@@ -140,7 +149,10 @@ async fn after_more_pods_were_made_devices_are_moved_until_the_fleet_is_even() {
         fleet.until("nothing is drained", SHRUNK_TIMEOUT, no_drains).await?;
         let rested = devices.total(|second| second.lost_connections);
         tokio::time::sleep(Duration::from_secs(20)).await;
-        ensure!(devices.total(|second| second.lost_connections) == rested, "devices are moved although the fleet is even");
+        ensure!(
+            devices.total(|second| second.lost_connections) == rested,
+            "devices are moved although the fleet is even"
+        );
         fleet.none_lost(devices).await?;
         Ok(())
     };
@@ -181,7 +193,9 @@ async fn when_more_pods_are_wanted_in_the_middle_of_a_drain_it_is_undone() {
         let lost = |devices: &Devices| devices.total(|second| second.lost_connections) >= 5;
         devices.until("devices are let go", CONNECTED_TIMEOUT, lost).await?;
         fleet.declare(&spec(3)).await?;
-        fleet.until("the drain is undone", CONNECTED_TIMEOUT, |object| no_drains(object) && ready_replicas(object) == 3).await?;
+        fleet
+            .until("the drain is undone", CONNECTED_TIMEOUT, |object| no_drains(object) && ready_replicas(object) == 3)
+            .await?;
         let undone = devices.total(|second| second.lost_connections);
         tokio::time::sleep(Duration::from_secs(10)).await;
         ensure!(devices.total(|second| second.lost_connections) == undone, "the pod goes on draining");
