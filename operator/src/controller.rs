@@ -322,7 +322,7 @@ impl World {
     }
 
     async fn reconcile(&self, name: &Name, memory: &mut Memory, book: &mut Book) -> Result<Next, ReconcileError> {
-        let Some(mirrored) = self.mirror.get(&GATEWAY, name) else { return Ok(Next::Never) };
+        let Some((mirrored, version)) = self.mirror.versioned(&GATEWAY, name) else { return Ok(Next::Never) };
         if mirrored.ends {
             // what it owns goes with it
             return Ok(Next::After(REST));
@@ -331,6 +331,7 @@ impl World {
             Ok(gateway) => gateway,
             Err(why) => return self.unreadable(name, &mirrored.body(), &why, Timestamp::now()).await,
         };
+        gateway.metadata.resource_version = Some(version);
         memory.is_about(&gateway);
         let mut seen = self.observe(&gateway, memory).await?;
         let Some(epoch) = self.writer.leadership.epoch() else { return Ok(Next::After(rest(&seen, memory))) };
@@ -413,7 +414,8 @@ impl World {
     ) -> Result<Option<Duration>, ReconcileError> {
         let now = status(gateway, observed, plan, decided);
         match self.writer.status(gateway, &now, memory).await? {
-            Told::Written => {
+            Told::Written(version) => {
+                gateway.metadata.resource_version = version.or(gateway.metadata.resource_version.take());
                 let before = gateway.status.replace(now).unwrap_or_default();
                 let after = gateway.status.iter().flat_map(|status| &status.conditions).cloned().collect::<Vec<_>>();
                 self.events.publish(&gateway.object_ref(&()), events::news(&before.conditions, &after)).await;

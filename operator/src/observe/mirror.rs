@@ -175,6 +175,13 @@ impl Mirror {
         Some(self.tables().objects.get(kind.name)?.get(name)?.object.clone())
     }
 
+    /// The object with its `metadata.resourceVersion`, if it is there.
+    pub fn versioned(&self, kind: &'static Kind, name: &Name) -> Option<(Arc<Mirrored>, String)> {
+        let tables = self.tables();
+        let entry = tables.objects.get(kind.name)?.get(name)?;
+        Some((entry.object.clone(), entry.version.to_string()))
+    }
+
     /// Names of all objects of a kind.
     pub fn names(&self, kind: &'static Kind) -> Vec<Name> {
         self.tables().objects.get(kind.name).map(|objects| objects.keys().cloned().collect()).unwrap_or_default()
