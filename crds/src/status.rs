@@ -5,6 +5,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::spec::is_default;
+
 /// What was seen last.
 #[derive(KubeSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -100,7 +102,7 @@ pub struct Drain {
     /// Devices per second that the pod may have been allowed to disconnect, at most.
     pub rate_per_second: i64,
     /// Devices that stay.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub down_to: i64,
     /// Which leader gave the order; orders of earlier ones are refused.
     pub epoch: i64,
@@ -133,10 +135,6 @@ pub enum DrainState {
     Done,
     /// The pod is wanted again; it has not heard of it yet.
     Undoing,
-}
-
-fn is_zero(number: &i64) -> bool {
-    *number == 0
 }
 
 /// How a rebalance ended.
