@@ -43,10 +43,10 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- define "operator.fleetRules" -}}
 - apiGroups: [protocolgateway.io]
   resources: [protocolgateways]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [protocolgateway.io]
   resources: [protocolgateways/status]
-  verbs: [get, patch]
+  verbs: [patch]
 # where another provider owns custom.metrics.k8s.io, the operator is the autoscaler
 - apiGroups: [protocolgateway.io]
   resources: [protocolgateways/scale]
@@ -70,7 +70,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 # patch: what the deletion of a pod costs
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, patch]
+  verbs: [list, watch, patch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

@@ -10,12 +10,16 @@ const TOLERANCE: f64 = 0.1;
 pub const UP_PERIOD: Millis = 30_000;
 /// See [`UP_PERIOD`].
 pub const UP_PODS: u32 = 4;
-/// Down: in each such period by so many pods.
-pub const DOWN_PERIOD: Millis = 120_000;
-/// See [`DOWN_PERIOD`].
+/// Down: in each [`down_period`] by so many pods.
 pub const DOWN_PODS: u32 = 1;
 /// Recommendations and changes that are kept at most; they are made every few seconds and kept for an hour.
 const KEPT_MAX: usize = 4096;
+
+/// How long one step down must be apart from the next: two minutes, or less where who set the wait before the first was in
+/// a hurry. Drains hold the budget in any case.
+pub fn down_period(scale_down_after: Millis) -> Millis {
+    (scale_down_after / 4).clamp(15_000, 120_000)
+}
 
 /// Bounds and aim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +55,8 @@ impl History {
         self.recommended.push_back((now, recommended));
         let stable = self.recommended.iter().map(|(_, pods)| *pods).max().unwrap_or(recommended);
         let wanted = if recommended >= replicas { recommended } else { stable.min(replicas) };
-        let paced = wanted.clamp(self.least(replicas, now), self.most(replicas, now)).clamp(bounds.min, bounds.max);
+        let paced =
+            wanted.clamp(self.least(bounds, replicas, now), self.most(replicas, now)).clamp(bounds.min, bounds.max);
         if paced != replicas {
             self.changed.push_back((now, replicas, paced));
         }
@@ -65,7 +70,8 @@ impl History {
         {
             self.recommended.pop_front();
         }
-        while self.changed.len() > KEPT_MAX || self.changed.front().is_some_and(|(at, ..)| too_old(*at, DOWN_PERIOD)) {
+        let kept = down_period(bounds.scale_down_after).max(UP_PERIOD);
+        while self.changed.len() > KEPT_MAX || self.changed.front().is_some_and(|(at, ..)| too_old(*at, kept)) {
             self.changed.pop_front();
         }
     }
@@ -78,8 +84,9 @@ impl History {
         before.saturating_mul(2).max(before.saturating_add(UP_PODS)).max(replicas)
     }
 
-    fn least(&self, replicas: u32, now: Millis) -> u32 {
-        let recent = self.changed.iter().filter(|(at, from, to)| now - at < DOWN_PERIOD && to < from);
+    fn least(&self, bounds: &Bounds, replicas: u32, now: Millis) -> u32 {
+        let period = down_period(bounds.scale_down_after);
+        let recent = self.changed.iter().filter(|(at, from, to)| now - at < period && to < from);
         let removed: u32 = recent.map(|(_, from, to)| from - to).sum();
         replicas.saturating_sub(DOWN_PODS.saturating_sub(removed))
     }

@@ -67,7 +67,7 @@ fn autoscaler(context: &Context<'_>) -> Option<DynamicObject> {
     Some(object(&HorizontalPodAutoscaler { metadata, spec: Some(spec), status: None }))
 }
 
-/// Up at once and by as much again; down by one pod every two minutes, after long quiet: devices must reconnect. Where the
+/// Up at once and by as much again; down pod by pod, after long quiet: devices must reconnect. Where the
 /// operator scales by itself it follows the same rule.
 fn behavior(scale_down_s: i32) -> HorizontalPodAutoscalerBehavior {
     let policy = |type_: &str, value, period: Millis| {
@@ -87,7 +87,11 @@ fn behavior(scale_down_s: i32) -> HorizontalPodAutoscalerBehavior {
         }),
         scale_down: Some(HPAScalingRules {
             stabilization_window_seconds: Some(scale_down_s),
-            policies: Some(vec![policy("Pods", pods(autoscale::DOWN_PODS), autoscale::DOWN_PERIOD)]),
+            policies: Some(vec![policy(
+                "Pods",
+                pods(autoscale::DOWN_PODS),
+                autoscale::down_period(Millis::from(scale_down_s) * 1000),
+            )]),
             select_policy: Some("Min".to_owned()),
             tolerance: None,
         }),

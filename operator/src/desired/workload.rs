@@ -8,9 +8,9 @@ use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
         core::v1::{
-            Capabilities, ConfigMapVolumeSource, Container, ContainerPort, HTTPGetAction, Lifecycle, LifecycleHandler,
-            PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile,
-            SecretVolumeSource, SecurityContext, SleepAction, Sysctl, TopologySpreadConstraint, Volume, VolumeMount,
+            Capabilities, ConfigMapVolumeSource, Container, ContainerPort, HTTPGetAction, PodSecurityContext, PodSpec,
+            PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Sysctl,
+            TopologySpreadConstraint, Volume, VolumeMount,
         },
     },
     apimachinery::pkg::{
@@ -30,9 +30,7 @@ const CONFIG_DIRECTORY: &str = "/etc/gateway/config";
 const SECRETS_DIRECTORY: &str = "/etc/gateway/secrets";
 /// User and group of the image.
 const USER: i64 = 65532;
-/// How long a pod that must stop still takes connections, until load balancers know.
-const PRE_STOP_S: i64 = 5;
-/// What a pod needs beyond its shutdown time-out to end.
+/// What a pod needs beyond draining and settling to end.
 const GRACE_MARGIN_S: u64 = 10;
 /// Name of the port of health, metrics and orders.
 pub const ADMIN_PORT: &str = "admin";
@@ -75,13 +73,15 @@ fn template(context: &Context<'_>, checked: &Checked) -> PodTemplateSpec {
 fn pod_spec(context: &Context<'_>, checked: &Checked) -> PodSpec {
     let pod = &context.gateway.spec.pod;
     let secrets = secret_names(checked);
-    let shutdown_s = checked.settings.limits.shutdown_timeout.as_secs() + GRACE_MARGIN_S;
+    // told to stop, a gateway serves on and lets its devices go in pace, then settles what is in flight
+    let limits = &checked.settings.limits;
+    let grace_s = limits.drain_timeout.as_secs() + limits.shutdown_timeout.as_secs() + GRACE_MARGIN_S;
     PodSpec {
         service_account_name: Some(context.name.clone()),
         // the gateway does not know that Kubernetes exists
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
-        termination_grace_period_seconds: Some(PRE_STOP_S + shutdown_s.cast_signed()),
+        termination_grace_period_seconds: Some(grace_s.cast_signed()),
         security_context: Some(pod_security(&checked.settings)),
         containers: vec![container(context, checked, &secrets)],
         volumes: Some(volumes(&context.name, &secrets)),
@@ -127,13 +127,6 @@ fn container(context: &Context<'_>, checked: &Checked, secrets: &BTreeSet<String
         startup_probe: Some(probe("/healthz", 1, 60)),
         liveness_probe: Some(probe("/healthz", 10, 6)),
         readiness_probe: Some(probe("/readyz", 2, 1)),
-        lifecycle: Some(Lifecycle {
-            pre_stop: Some(LifecycleHandler {
-                sleep: Some(SleepAction { seconds: PRE_STOP_S }),
-                ..LifecycleHandler::default()
-            }),
-            ..Lifecycle::default()
-        }),
         volume_mounts: Some(mounts(secrets)),
         ..Container::default()
     }
