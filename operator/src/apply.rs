@@ -175,14 +175,12 @@ impl Writer {
         let unwatched = std::mem::take(&mut memory.unwatched);
         for object in &desired.objects {
             let title = desired::title(object);
-            let is_new = match unwatched.get(&title) {
-                Some(Unwatched::Foreign) => continue,
-                Some(Unwatched::Missing) => true,
-                Some(Unwatched::Ours) => false,
-                // what nobody looked for may be somebody else's
-                None if !self.is_watched(object) => continue,
-                None => false,
-            };
+            let what = unwatched.get(&title);
+            // what nobody looked for may be somebody else's
+            if what == Some(&Unwatched::Foreign) || (what.is_none() && !self.is_watched(object)) {
+                continue;
+            }
+            let is_new = what == Some(&Unwatched::Missing);
             match self.object(object.clone(), &title, is_new, memory).await {
                 Err(error) if matches!(error.kind, Failure::Refused | Failure::Forbidden) => {
                     warn!(gateway = %Name::of(&gateway.metadata), object = title, error = error.message, "not taken");

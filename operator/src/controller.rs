@@ -7,6 +7,7 @@
 //! Every replica watches and observes; only the one that leads applies and writes status. One ProtocolGateway is never
 //! reconciled twice at a time, and what is wrong with one keeps back no other. A reconcile that changes nothing writes nothing.
 
+mod autoscale;
 mod drains;
 mod pods;
 mod queue;
@@ -214,9 +215,11 @@ impl World {
 /// The loop's own state.
 struct Loop {
     world: Arc<World>,
-    running: JoinSet<(Name, Result<Next, ReconcileError>)>,
+    running: JoinSet<Ended>,
     names: HashMap<Id, Name>,
 }
+
+type Ended = Result<Next, ReconcileError>;
 
 /// When to look again, if nothing changes before.
 enum Next {
@@ -257,18 +260,16 @@ impl Loop {
         while self.running.len() < CONCURRENCY {
             let Some(name) = self.world.work.queue().next(now) else { break };
             let (world, running) = (self.world.clone(), name.clone());
-            let handle = self.running.spawn(async move {
-                let ended = world.one(&running).await;
-                (running, ended)
-            });
+            let handle = self.running.spawn(async move { world.one(&running).await });
             self.names.insert(handle.id(), name);
         }
-        self.world.metrics.queue_depth.set(self.world.work.queue().depth(now) as i64);
+        let depth = self.world.work.queue().depth(now);
+        self.world.metrics.queue_depth.set(i64::try_from(depth).unwrap_or(i64::MAX));
     }
 
-    fn end(&mut self, ended: Result<(Id, (Name, Result<Next, ReconcileError>)), JoinError>) {
+    fn end(&mut self, ended: Result<(Id, Ended), JoinError>) {
         let (id, ended) = match ended {
-            Ok((id, (_, ended))) => (id, Ok(ended)),
+            Ok((id, ended)) => (id, Ok(ended)),
             Err(error) => (error.id(), Err(error)),
         };
         let Some(name) = self.names.remove(&id) else { return };
@@ -321,7 +322,7 @@ impl World {
     }
 
     async fn reconcile(&self, name: &Name, memory: &mut Memory, book: &mut Book) -> Result<Next, ReconcileError> {
-        let Some(mirrored) = self.mirror.get(&GATEWAY, name) else { return Ok(Next::Never) };
+        let Some((mirrored, version)) = self.mirror.versioned(&GATEWAY, name) else { return Ok(Next::Never) };
         if mirrored.ends {
             // what it owns goes with it
             return Ok(Next::After(REST));
@@ -330,6 +331,7 @@ impl World {
             Ok(gateway) => gateway,
             Err(why) => return self.unreadable(name, &mirrored.body(), &why, Timestamp::now()).await,
         };
+        gateway.metadata.resource_version = Some(version);
         memory.is_about(&gateway);
         let mut seen = self.observe(&gateway, memory).await?;
         let Some(epoch) = self.writer.leadership.epoch() else { return Ok(Next::After(rest(&seen, memory))) };
@@ -351,6 +353,7 @@ impl World {
             self.writer.prune(&gateway, desired).await?;
             self.order(&gateway, epoch, &plan, book).await?;
         }
+        let scaled = self.autoscale(&gateway, &seen, book).await?;
         self.count(&gateway, &plan);
         // what was not taken is known now
         if memory.refused() != seen.refused {
@@ -358,7 +361,7 @@ impl World {
             decided = desired::desired(&gateway, &seen, &plan, &self.installation);
         }
         let later = self.tell(&mut gateway, &seen, &plan, &decided, memory).await?;
-        let due = [Some(rest(&seen, memory)), later, plan.again_in];
+        let due = [Some(rest(&seen, memory)), later, plan.again_in, scaled];
         Ok(Next::After(due.into_iter().flatten().min().unwrap_or(REST)))
     }
 
@@ -382,7 +385,7 @@ impl World {
 
     fn decide(&self, gateway: &ProtocolGateway, observed: &Observed, epoch: i64, book: &mut Book) -> (Plan, Decided) {
         let persisted = gateway.status.as_ref().map_or(&[][..], |status| &status.drains);
-        book.forget_gone(&observed.pods, Timestamp::now());
+        book.see(&observed.pods, Timestamp::now());
         let plan = scaling::plan(gateway, observed, epoch, book.ledger(epoch, persisted, observed.now));
         let decided = desired::desired(gateway, observed, &plan, &self.installation);
         (plan, decided)
@@ -411,7 +414,8 @@ impl World {
     ) -> Result<Option<Duration>, ReconcileError> {
         let now = status(gateway, observed, plan, decided);
         match self.writer.status(gateway, &now, memory).await? {
-            Told::Written => {
+            Told::Written(version) => {
+                gateway.metadata.resource_version = version.or(gateway.metadata.resource_version.take());
                 let before = gateway.status.replace(now).unwrap_or_default();
                 let after = gateway.status.iter().flat_map(|status| &status.conditions).cloned().collect::<Vec<_>>();
                 self.events.publish(&gateway.object_ref(&()), events::news(&before.conditions, &after)).await;

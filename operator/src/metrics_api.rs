@@ -135,7 +135,7 @@ pub async fn run(inputs: Inputs, custom_metrics: watch::Sender<CustomMetrics>) {
         custom_metrics,
     };
     let (Some(listener), Some(service)) = (listener, settings.service) else {
-        info!("the metrics API is switched off");
+        info!("the metrics API is switched off, or there is no Service in front of it");
         return registrar.run().await;
     };
     health.waits(PART, "no certificate yet");

@@ -76,6 +76,12 @@ pub enum CustomMetrics {
     Ours,
     /// Somebody else.
     Foreign,
+    /// Nobody, and this operator is not to.
+    Off,
+    /// This operator, but the API server has not reached it for a while.
+    Unreachable,
+    /// Nobody has looked yet.
+    Unknown,
 }
 
 /// What a Secret holds, without what is secret of it.

@@ -11,7 +11,7 @@ use kube::{
     Api,
     api::{Patch, PatchParams},
 };
-use planner::{Ledger, Millis, Order};
+use planner::{Ledger, Millis, Order, autoscale::History};
 use serde_json::json;
 
 use crate::{
@@ -27,6 +27,8 @@ const CONCURRENCY: usize = 256;
 /// What this replica told the pods of a fleet since it leads; another epoch begins anew.
 #[derive(Debug, Default)]
 pub struct Book {
+    /// What was recommended lately, where the operator is the fleet's autoscaler.
+    pub history: History,
     of: Option<(i64, Ledger)>,
 }
 
@@ -34,7 +36,7 @@ impl Book {
     /// The ledger of this epoch; `persisted` are the drains in status, which a new leader takes over.
     pub fn ledger(&mut self, epoch: i64, persisted: &[Drain], now: Timestamp) -> &mut Ledger {
         if self.of.as_ref().is_none_or(|(of, _)| *of != epoch) {
-            self.of = None;
+            *self = Self::default();
         }
         let inherit = || {
             let plan: Vec<planner::Drain> = persisted.iter().map(scaling::read_drain).collect();
@@ -43,11 +45,10 @@ impl Book {
         &mut self.of.get_or_insert_with(inherit).1
     }
 
-    /// Forgets pods that are not among `pods`, once what they let go last is a second ago. To be called before each plan;
-    /// `now` is not rounded.
-    pub fn forget_gone(&mut self, pods: &[PodFacts], now: Timestamp) {
+    /// To be called before each plan with the pods that there are; `now` is not rounded.
+    pub fn see(&mut self, pods: &[PodFacts], now: Timestamp) {
         if let Some((_, ledger)) = &mut self.of {
-            ledger.retain(|name| pods.iter().any(|pod| pod.name == name), scaling::millis(now));
+            ledger.see(pods.iter().map(|pod| (pod.name.as_str(), pod.deletion_cost)), scaling::millis(now));
         }
     }
 }

@@ -112,7 +112,7 @@ async fn work(parts: Parts, metrics_port: Option<TcpListener>) {
         () = parts.shutdown.requested() => return,
     }
     parts.health.is_ready("operator");
-    let (tell, custom_metrics) = watch::channel(CustomMetrics::default());
+    let (tell, custom_metrics) = watch::channel(CustomMetrics::Unknown);
     let (pods, meters) = (Pods::new(Counters::new(&parts.metrics)), Meters::default());
     let inputs = controller::Inputs {
         client: parts.client.clone(),

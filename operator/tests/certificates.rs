@@ -83,7 +83,9 @@ impl Fleet {
 
     fn steps(&self) -> Vec<Step> {
         let installation = Installation { gateway_image: "g".to_owned() };
-        desired(&self.gateway, &self.observe(), &Plan::default(), &installation).expect("the spec is right").certificates
+        desired(&self.gateway, &self.observe(), &Plan::default(), &installation)
+            .expect("the spec is right")
+            .certificates
     }
 
     fn mint(&self, step: &Step) -> Result<Secret, MintError> {

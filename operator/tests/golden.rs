@@ -38,7 +38,9 @@ fn decide(case: &Path) -> (ProtocolGateway, Observed, Plan, Result<Desired, Inva
     let gateway: ProtocolGateway = read(&case.join("gateway.yaml"));
     let observed: Observed = read(&case.join("observed.yaml"));
     let installation = Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned() };
-    let plan = scaling::plan(&gateway, &observed, EPOCH, &Ledger::new(0, &[]));
+    let mut ledger = Ledger::new(0, &[]);
+    ledger.see(observed.pods.iter().map(|pod| (pod.name.as_str(), pod.deletion_cost)), 0);
+    let plan = scaling::plan(&gateway, &observed, EPOCH, &ledger);
     let decided = desired::desired(&gateway, &observed, &plan, &installation);
     (gateway, observed, plan, decided)
 }

@@ -23,7 +23,7 @@ use operator::kinds::GATEWAY;
 use serde_json::{Value, json};
 
 const LISTEN: &str = "127.0.0.1:18089";
-const REST: Duration = Duration::from_secs(60);
+const REST: Duration = Duration::from_mins(1);
 const START_MAX: Duration = Duration::from_secs(30);
 const MEMORY_KIB_MAX: u64 = 100 << 10;
 
@@ -39,8 +39,7 @@ async fn measure(story: &Story, count: usize) -> anyhow::Result<()> {
     declare(story, count).await?;
     let first = Running::start(story)?;
     let made = first.reconciled(count, Duration::from_mins(10)).await?;
-    // what follows from the writes: the controllers' answers
-    tokio::time::sleep(Duration::from_secs(20)).await;
+    settled(&first).await?;
     println!(
         "{count} gateways: all made after {made:?}, {} KiB at most, {} writes",
         first.memory("VmHWM")?,
@@ -54,9 +53,10 @@ async fn measure(story: &Story, count: usize) -> anyhow::Result<()> {
         second.memory("VmHWM")?,
         second.writes()?
     );
+    settled(&second).await?;
     let (writes, cpu, log) = (second.writes()?, second.cpu()?, audit(story)?);
     tokio::time::sleep(REST).await;
-    let (written, cpu) = (second.writes()? - writes, second.cpu()? - cpu);
+    let (written, cpu) = (second.writes()? - writes, second.cpu()?.saturating_sub(cpu));
     let mut logged = audit(story)?.split_off(log.len());
     logged.retain(|line| line.contains(&story.namespace));
     let (memory, high) = (second.memory("VmRSS")?, second.memory("VmHWM")?);
@@ -65,9 +65,24 @@ async fn measure(story: &Story, count: usize) -> anyhow::Result<()> {
         logged.len()
     );
     second.stop()?;
-    ensure!(written == 0, "an operator at rest writes nothing but its Lease: {logged:#?}");
+    logged.retain(|line| !line.contains("/leases/"));
+    ensure!(logged.is_empty(), "an operator at rest writes nothing but its Lease: {:#?}", logged.first());
     ensure!(start < START_MAX, "a cold start takes {start:?}");
     ensure!(high < MEMORY_KIB_MAX, "it takes {high} KiB");
+    Ok(())
+}
+
+/// What is made is followed by answers of the cluster's controllers, which take their time, and these by statuses.
+async fn settled(operator: &Running) -> anyhow::Result<()> {
+    let (begun, mut writes, mut since) = (Instant::now(), 0, Instant::now());
+    while since.elapsed() < Duration::from_secs(20) {
+        let now = operator.writes()?;
+        if now != writes {
+            (writes, since) = (now, Instant::now());
+        }
+        ensure!(begun.elapsed() < Duration::from_mins(10), "it never comes to rest");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
     Ok(())
 }
 
@@ -133,6 +148,7 @@ impl Running {
         }
     }
 
+    #[expect(clippy::unused_self, reason = "there is one at a time, at a fixed address")]
     fn writes(&self) -> anyhow::Result<u64> {
         Ok(sum(&metrics()?, "operator_writes_total") as u64)
     }

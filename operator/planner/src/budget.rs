@@ -24,6 +24,8 @@ const WINDOW: Millis = 1_000;
 const TAKEN_FOR: Millis = ORDER_TIMEOUT + LEASE + WINDOW;
 /// So many pods at most let devices go at a time: what one finishes with, the others go on.
 pub(crate) const WIDTH: usize = 4;
+/// From a deletion cost seen to everybody having seen it.
+const MARK_SETTLE: Millis = 2_000;
 /// An order that was not answered is given again after so long.
 const RETRY: Millis = 2_000;
 
@@ -32,6 +34,8 @@ const RETRY: Millis = 2_000;
 pub struct Ledger {
     since: Millis,
     grants: BTreeMap<String, Grant>,
+    /// Since when pods are seen to have a deletion cost.
+    marked: BTreeMap<String, Millis>,
 }
 
 /// What one pod was told: it may be letting `high` go until one time, `low` until a later one, and nobody after that.
@@ -73,7 +77,7 @@ impl Ledger {
             (drain.pod.clone(), grant)
         };
         let grants = plan.iter().filter(|drain| drain.per_second > 0).map(inherited).collect();
-        Self { since, grants }
+        Self { since, grants, marked: BTreeMap::new() }
     }
 
     /// When this leader took over.
@@ -110,10 +114,17 @@ impl Ledger {
         }
     }
 
-    /// To be called before each step: forgets pods that are gone, once what they let go last is a second ago.
-    pub fn retain(&mut self, exists: impl Fn(&str) -> bool, now: Millis) {
+    /// To be called before each step with the pods that there are and their deletion costs: remembers since when they have one,
+    /// and forgets pods that are gone, once what they let go last is a second ago.
+    pub fn see<'a>(&mut self, pods: impl Iterator<Item = (&'a str, Option<i32>)>, now: Millis) {
+        let pods: BTreeMap<&str, Option<i32>> = pods.collect();
+        let is_marked = |pod: &str| pods.get(pod).is_some_and(Option::is_some);
+        self.marked.retain(|pod, _| is_marked(pod));
+        for pod in pods.keys().filter(|pod| is_marked(pod)) {
+            self.marked.entry((*pod).to_owned()).or_insert(now);
+        }
         self.grants.retain(|pod, grant| {
-            if !exists(pod) {
+            if !pods.contains_key(pod.as_str()) {
                 grant.high = grant.at(now);
                 grant.high_until = grant.high_until.max(grant.low_until).min(now + WINDOW);
                 grant.low_until = grant.low_until.min(now);
@@ -121,6 +132,11 @@ impl Ledger {
             }
             true
         });
+    }
+
+    /// Whether a pod's deletion cost has been there for so long that who deletes pods has seen it, too.
+    pub(crate) fn is_mark_known(&self, pod: &str, now: Millis) -> bool {
+        self.marked.get(pod).is_some_and(|since| now - since >= MARK_SETTLE)
     }
 
     /// Devices per second that pods which are gone may have let go a moment ago.

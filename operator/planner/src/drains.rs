@@ -14,7 +14,7 @@ const LEAVE_MAX: Millis = 60_000;
 
 /// The plan from now on, but for rebalancing and rates.
 pub(crate) fn next(view: &View<'_>) -> Vec<Drain> {
-    let carried = view.input.drains.iter().filter_map(|drain| Some(carry(view, drain, view.pod(&drain.pod)?)?));
+    let carried = view.input.drains.iter().filter_map(|drain| carry(view, drain, view.pod(&drain.pod)?));
     let mut drains: Vec<Drain> = carried.collect();
     drains.extend(endings(view, &drains));
     drains.extend(distrusted(view, &drains));
@@ -123,7 +123,8 @@ fn begin(view: &View<'_>, pod: &Pod, cause: Cause, state: State, deadline: Milli
     }
 }
 
-/// As many drains as there are pods too many. Not in a rollout: it takes pods of all templates, not those that were drained.
+/// As many drains as there are pods too many. Not in a rollout: it takes pods of all templates, not those that were drained;
+/// but where all are to go, all are drained.
 fn scale_in(view: &View<'_>, drains: &mut Vec<Drain>) {
     let spec = &view.input.spec;
     let too_many = view.staying_count().saturating_sub(spec.replicas) as usize;
@@ -135,7 +136,6 @@ fn scale_in(view: &View<'_>, drains: &mut Vec<Drain>) {
     if missing == 0 || !are_counted(view) {
         return;
     }
-    // one that is being moved away from may as well go altogether, but not before the pod has heard of it
     let deadline = view.now() + spec.drain_timeout;
     let chosen = victims::choose(view, drains, missing);
     drains.extend(chosen.into_iter().map(|pod| begin(view, pod, Cause::ScaleIn, State::Leaving, deadline)));

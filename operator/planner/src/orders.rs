@@ -54,11 +54,13 @@ pub(crate) fn replicas(view: &View<'_>) -> Option<u32> {
     let marked = || view.staying().filter(|pod| pod.deletion_cost == Some(DRAINED_COST));
     // one that somebody came to, or that is wanted again, would be taken as gladly
     let mistaken = marked().any(|pod| !is_drained(view, &pod.name));
-    if deployment.behind || mistaken || (view.rolling() && wanted > 0) {
+    let drained = marked().filter(|pod| view.input.ledger.is_mark_known(&pod.name, view.now())).count() as u32;
+    let there = view.staying_count().max(deployment.running);
+    // which pods a rollout takes is not known before: all or none
+    let rolls = view.rolling() && (wanted > 0 || drained < there);
+    if deployment.behind || mistaken || rolls {
         return Some(deployment.replicas);
     }
-    let drained = marked().count() as u32;
-    let there = view.staying_count().max(deployment.running);
     Some(there.saturating_sub(drained).min(deployment.replicas).max(wanted))
 }
 

@@ -161,7 +161,13 @@ fn the_deployment_is_told_only_when_the_pod_is_empty_and_marked() {
     let done = fleet(&[0, 9]).wants(1).with(drain("a", Cause::ScaleIn, State::Done)).pod(0, left);
     let decision = done.decide();
     assert_eq!((decision.deletion_costs, decision.replicas), (vec![("a".to_owned(), Some(-1000))], Some(2)));
-    let marked = done.pod(0, |pod| pod.deletion_cost = Some(-1000));
+    let mut marked = done.pod(0, |pod| pod.deletion_cost = Some(-1000));
+    assert_eq!(
+        (marked.decide().deletion_costs, marked.decide().replicas),
+        (vec![], Some(2)),
+        "nobody may have seen it"
+    );
+    marked.ledger.see([("a", Some(-1000))].into_iter(), NOW - 2000);
     assert_eq!((marked.decide().deletion_costs, marked.decide().replicas), (vec![], Some(1)));
     let mut behind = marked.clone();
     behind.deployment.behind = true;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crds::{ProtocolGateway, ProtocolGatewayStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::{
     ResourceExt,
     api::{Patch, PatchParams},
@@ -23,8 +23,8 @@ const COUNTS_EVERY: Duration = Duration::from_secs(10);
 /// What became of a status.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Told {
-    /// It was written.
-    Written,
+    /// It was written; the ProtocolGateway's version is this, if its spec is still the one that was read.
+    Written(Option<String>),
     /// It is there already.
     Same,
     /// Only numbers of devices differ, and these were written lately: come again after this time.
@@ -41,12 +41,13 @@ impl Writer {
     ) -> Result<Told, ReconcileError> {
         let since = memory.status_at.map(|at| at.elapsed());
         let told = due(gateway.status.as_ref(), status, since);
-        if told == Told::Written {
-            let namespace = gateway.namespace().unwrap_or_default();
-            self.raw_status(&namespace, &gateway.name_any(), gateway.metadata.uid.as_deref(), &json!(status)).await?;
-            memory.status_at = Some(Instant::now());
+        if told != Told::Written(None) {
+            return Ok(told);
         }
-        Ok(told)
+        let (namespace, uid) = (gateway.namespace().unwrap_or_default(), gateway.metadata.uid.as_deref());
+        let answer = self.raw_status(&namespace, &gateway.name_any(), uid, &json!(status)).await?;
+        memory.status_at = Some(Instant::now());
+        Ok(Told::Written(answer.resource_version.filter(|_| answer.generation == gateway.metadata.generation)))
     }
 
     /// Writes a status that may be of a form that this program does not know.
@@ -56,7 +57,7 @@ impl Writer {
         name: &str,
         uid: Option<&str>,
         status: &Value,
-    ) -> Result<(), ReconcileError> {
+    ) -> Result<ObjectMeta, ReconcileError> {
         let patch = json!({
             "apiVersion": crds::API_VERSION,
             "kind": crds::KIND,
@@ -70,21 +71,22 @@ impl Writer {
         let patch = Patch::Apply(patch);
         let answer = self.write(Step::Status, &title, api.patch_status(name, &parameters, &patch)).await?;
         self.metrics.writes.with_label_values(&[crds::KIND]).inc();
+        let metadata = answer.metadata.clone();
         self.mirror.put(&GATEWAY, answer);
-        Ok(())
+        Ok(metadata)
     }
 }
 
 /// Whether a status is to be written, so long after the last one was.
 fn due(before: Option<&ProtocolGatewayStatus>, now: &ProtocolGatewayStatus, since: Option<Duration>) -> Told {
-    let Some(before) = before else { return Told::Written };
+    let Some(before) = before else { return Told::Written(None) };
     if before == now {
         return Told::Same;
     }
     let left = since.and_then(|since| COUNTS_EVERY.checked_sub(since)).filter(|left| !left.is_zero());
     match left {
         Some(left) if without_counts(before) == without_counts(now) => Told::Later(left),
-        _ => Told::Written,
+        _ => Told::Written(None),
     }
 }
 
@@ -118,9 +120,9 @@ mod tests {
         };
         check(&before, Some(100), Told::Same);
         check(&status(2, 1), Some(3), Told::Later(Duration::from_secs(7)));
-        check(&status(2, 1), Some(10), Told::Written);
-        check(&status(2, 1), None, Told::Written);
-        check(&status(2, 2), Some(3), Told::Written);
-        assert_eq!(due(None, &before, None), Told::Written);
+        check(&status(2, 1), Some(10), Told::Written(None));
+        check(&status(2, 1), None, Told::Written(None));
+        check(&status(2, 2), Some(3), Told::Written(None));
+        assert_eq!(due(None, &before, None), Told::Written(None));
     }
 }

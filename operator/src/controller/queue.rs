@@ -159,11 +159,11 @@ mod tests {
         assert_eq!(queue.next(start), Some(name("a")));
         queue.add(&name("a"), start + 10 * MS);
         assert_eq!(queue.next(start + 500 * MS), None, "it runs");
-        queue.done(&name("a"), false, Some(start + Duration::from_secs(600)));
+        queue.done(&name("a"), false, Some(start + Duration::from_mins(10)));
         assert_eq!(queue.next_due(), Some(start + SPACING), "not at once, and not after ten minutes");
         assert_eq!(queue.next(start + SPACING), Some(name("a")));
-        queue.done(&name("a"), false, Some(start + Duration::from_secs(600)));
-        assert_eq!(queue.next_due(), Some(start + Duration::from_secs(600)));
+        queue.done(&name("a"), false, Some(start + Duration::from_mins(10)));
+        assert_eq!(queue.next_due(), Some(start + Duration::from_mins(10)));
     }
 
     #[test]

@@ -130,10 +130,10 @@ async fn watch_kind(world: &World, kind: &'static Kind, namespace: Option<String
         }
         Change::Gone(object) => gone(world, kind, &Name::of(&object.metadata)),
         Change::Lists => {
-            known = mirror.names(kind).into_iter().filter(|name| is_in(name, namespace.as_ref())).collect()
+            known = mirror.names(kind).into_iter().filter(|name| is_in(name, namespace.as_ref())).collect();
         }
         Change::Listed(there) => {
-            known.drain().filter(|name| !there.contains(name)).for_each(|name| gone(world, kind, &name))
+            known.drain().filter(|name| !there.contains(name)).for_each(|name| gone(world, kind, &name));
         }
     })
     .await;
@@ -184,7 +184,8 @@ async fn watch_pods(world: &World, namespace: Option<String>, synced: Expected) 
             }
         }
         Change::Lists => {
-            known = world.mirror.pod_names().into_iter().filter(|(fleet, _)| is_in(fleet, namespace.as_ref())).collect()
+            known =
+                world.mirror.pod_names().into_iter().filter(|(fleet, _)| is_in(fleet, namespace.as_ref())).collect();
         }
         Change::Listed(there) => {
             for (fleet, pod) in known.drain() {
@@ -216,7 +217,8 @@ async fn watch_autoscalers(world: &World, namespace: Option<String>) {
         }
         Change::Gone(autoscaler) => put(&Name::of(&autoscaler.metadata), None),
         Change::Lists => {
-            known = world.mirror.autoscaler_names().into_iter().filter(|name| is_in(name, namespace.as_ref())).collect()
+            known =
+                world.mirror.autoscaler_names().into_iter().filter(|name| is_in(name, namespace.as_ref())).collect();
         }
         Change::Listed(there) => known.drain().filter(|name| !there.contains(name)).for_each(|name| put(&name, None)),
     })

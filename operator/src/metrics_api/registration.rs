@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::{StreamExt, stream::select};
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     ByteString,
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
@@ -35,6 +36,11 @@ const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// A look without a reason.
 const LOOK_EVERY: Duration = Duration::from_mins(5);
+
+/// While one of ours is not available.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
+/// For so long an HorizontalPodAutoscaler is left to wait.
+const UNREACHABLE_AFTER: SignedDuration = SignedDuration::from_mins(2);
 
 /// Name of a version's APIService.
 pub fn name(version: Version) -> String {
@@ -89,7 +95,12 @@ pub enum Wanted {
 
 /// Who serves the API, and what to write. `place` tells ours from those of others, other installations of this operator
 /// among them; without one, none is ours. Pure.
-pub fn decide(existing: &Existing, place: Option<&Place>, wanted: &Wanted) -> (CustomMetrics, Vec<Action>) {
+pub fn decide(
+    existing: &Existing,
+    place: Option<&Place>,
+    wanted: &Wanted,
+    now: Timestamp,
+) -> (CustomMetrics, Vec<Action>) {
     let is_ours = |service: &APIService| place.is_some_and(|place| is_ours(service, place));
     let (ours, foreign): (Vec<_>, Vec<_>) = existing.iter().partition(|(_, service)| is_ours(service));
     let remove = || ours.iter().map(|(_, service)| Action::Remove { name: service.name_any(), uid: service.uid() });
@@ -97,9 +108,13 @@ pub fn decide(existing: &Existing, place: Option<&Place>, wanted: &Wanted) -> (C
         return (CustomMetrics::Foreign, remove().collect());
     }
     let whole = Version::ALL.iter().all(|version| existing.contains_key(version));
-    let who = if whole { CustomMetrics::Ours } else { CustomMetrics::Nobody };
+    let who = match whole {
+        true if existing.values().any(|service| is_unreachable(service, now)) => CustomMetrics::Unreachable,
+        true => CustomMetrics::Ours,
+        false => CustomMetrics::Nobody,
+    };
     let (bundle, owner, place) = match (wanted, place) {
-        (Wanted::Nothing, _) => return (CustomMetrics::Nobody, remove().collect()),
+        (Wanted::Nothing, _) => return (CustomMetrics::Off, remove().collect()),
         (Wanted::Later, _) | (_, None) => return (who, Vec::new()),
         (Wanted::Both { bundle, owner }, Some(place)) => (bundle, owner, place),
     };
@@ -127,6 +142,19 @@ fn is_ours(service: &APIService, place: &Place) -> bool {
             reference.namespace.as_deref() == Some(&place.namespace)
                 && reference.name.as_deref() == Some(&place.service)
         })
+}
+
+/// Why the API server does not pass requests on, since when. One that was just made was not looked at yet.
+fn unavailable_since(service: &APIService) -> Option<Timestamp> {
+    let conditions = service.status.as_ref()?.conditions.as_ref()?;
+    let available =
+        conditions.iter().find(|condition| condition.type_ == "Available" && condition.status == "False")?;
+    available.last_transition_time.as_ref().map(|time| time.0)
+}
+
+/// Not reached for longer than a restart of the operator takes.
+fn is_unreachable(service: &APIService, now: Timestamp) -> bool {
+    unavailable_since(service).is_some_and(|since| now >= since + UNREACHABLE_AFTER)
 }
 
 fn is_as(is: &APIService, target: &APIService) -> bool {
@@ -203,7 +231,13 @@ impl Registrar {
             }
             let existing = seen.iter().filter_map(|(version, service)| Some((*version, service.clone()?))).collect();
             let done = self.keep(&api, &existing).await;
-            again = Instant::now() + if done { LOOK_EVERY } else { RETRY_AFTER };
+            let waits = seen.values().flatten().any(|service| unavailable_since(service).is_some());
+            again = Instant::now()
+                + match done {
+                    false => RETRY_AFTER,
+                    true if waits => LOOK_AGAIN,
+                    true => LOOK_EVERY,
+                };
         }
     }
 
@@ -219,7 +253,7 @@ impl Registrar {
                 (Wanted::Later, false)
             }
         };
-        let (who, actions) = decide(existing, self.place().as_ref(), &wanted);
+        let (who, actions) = decide(existing, self.place().as_ref(), &wanted, Timestamp::now());
         self.tell(who, existing);
         for action in actions {
             if !leads {
@@ -298,6 +332,11 @@ async fn write(api: &Api<APIService>, action: &Action) -> kube::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::{
+        apimachinery::pkg::apis::meta::v1::Time,
+        kube_aggregator::pkg::apis::apiregistration::v1::{APIServiceCondition, APIServiceStatus},
+    };
+
     use super::*;
 
     fn place(service: &str) -> Place {
@@ -324,7 +363,8 @@ mod tests {
     }
 
     fn check(existing: &[(Version, APIService)], wanted: &Wanted, who: CustomMetrics, actions: &[&str]) {
-        let (found, decided) = decide(&existing.iter().cloned().collect(), Some(&place("operator")), wanted);
+        let (found, decided) =
+            decide(&existing.iter().cloned().collect(), Some(&place("operator")), wanted, Timestamp::UNIX_EPOCH);
         let names: Vec<String> = decided.iter().map(Action::name).collect();
         assert_eq!((found, names), (who, actions.iter().map(|&name| name.to_owned()).collect()));
     }
@@ -364,7 +404,8 @@ mod tests {
         for (place, wanted) in
             [(Some(place("another")), both()), (Some(place("another")), Wanted::Nothing), (None, Wanted::Nothing)]
         {
-            assert_eq!(decide(&theirs, place.as_ref(), &wanted), (CustomMetrics::Foreign, Vec::new()), "{place:?}");
+            let decided = decide(&theirs, place.as_ref(), &wanted, Timestamp::UNIX_EPOCH);
+            assert_eq!(decided, (CustomMetrics::Foreign, Vec::new()), "{place:?}");
         }
     }
 
@@ -373,7 +414,31 @@ mod tests {
         check(&[foreign(NEWER)], &Wanted::Nothing, CustomMetrics::Foreign, &[]);
         let remove = ["remove v1beta2.custom.metrics.k8s.io", "remove v1beta1.custom.metrics.k8s.io"];
         let both = [ours(NEWER, "ca", "1"), ours(OLDER, "ca", "1")];
-        check(&both, &Wanted::Nothing, CustomMetrics::Nobody, &remove);
-        check(&[], &Wanted::Nothing, CustomMetrics::Nobody, &[]);
+        check(&both, &Wanted::Nothing, CustomMetrics::Off, &remove);
+        check(&[], &Wanted::Nothing, CustomMetrics::Off, &[]);
+    }
+
+    #[test]
+    fn what_the_api_server_does_not_reach_for_a_while_is_no_base_for_autoscalers() {
+        let condition = |status: &str| APIServiceCondition {
+            type_: "Available".to_owned(),
+            status: status.to_owned(),
+            last_transition_time: Some(Time(Timestamp::UNIX_EPOCH)),
+            ..APIServiceCondition::default()
+        };
+        let check = |status: &str, after_s: i64, who: CustomMetrics| {
+            let mut newer = ours(NEWER, "ca", "1");
+            newer.1.status = Some(APIServiceStatus { conditions: Some(vec![condition(status)]) });
+            let existing = Existing::from([newer, ours(OLDER, "ca", "1")]);
+            let now = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(after_s);
+            assert_eq!(
+                decide(&existing, Some(&place("operator")), &both(), now),
+                (who, Vec::new()),
+                "{status} {after_s}"
+            );
+        };
+        check("True", 3600, CustomMetrics::Ours);
+        check("False", 119, CustomMetrics::Ours);
+        check("False", 120, CustomMetrics::Unreachable);
     }
 }

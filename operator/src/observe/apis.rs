@@ -14,9 +14,17 @@ const PERIOD: Duration = Duration::from_mins(3);
 /// How soon it is asked again after an answer that says nothing.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// How long to wait at the start until it is known who serves the custom metrics.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Keeps `apis` true, for ever. Whoever serves the custom metrics is told by `metrics`.
 pub async fn follow(client: Client, metrics: watch::Receiver<CustomMetrics>, apis: watch::Sender<Apis>) {
     let (mut metrics, mut told) = (metrics, false);
+    // whoever takes it for nobody's would take away what was made for it
+    let looked = metrics.wait_for(|who| *who != CustomMetrics::Unknown);
+    if tokio::time::timeout(LOOK_TIMEOUT, looked).await.is_err() {
+        warn!("cannot tell who serves custom.metrics.k8s.io");
+    }
     loop {
         let before = apis.borrow().clone();
         let (pod_monitor, cert_manager) = (has(&client, &POD_MONITOR).await, has(&client, &CERTIFICATE).await);

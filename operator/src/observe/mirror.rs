@@ -175,6 +175,13 @@ impl Mirror {
         Some(self.tables().objects.get(kind.name)?.get(name)?.object.clone())
     }
 
+    /// The object with its `metadata.resourceVersion`, if it is there.
+    pub fn versioned(&self, kind: &'static Kind, name: &Name) -> Option<(Arc<Mirrored>, String)> {
+        let tables = self.tables();
+        let entry = tables.objects.get(kind.name)?.get(name)?;
+        Some((entry.object.clone(), entry.version.to_string()))
+    }
+
     /// Names of all objects of a kind.
     pub fn names(&self, kind: &'static Kind) -> Vec<Name> {
         self.tables().objects.get(kind.name).map(|objects| objects.keys().cloned().collect()).unwrap_or_default()
@@ -312,14 +319,14 @@ mod tests {
     fn autoscalers_of_others_are_known_by_what_they_aim_at() {
         let (mirror, fleet, own) = (Mirror::default(), Name::new("n", "gw"), Name::new("n", "own"));
         let aim = |kind: &str| Some((kind.to_owned(), "gw".to_owned()));
-        assert_eq!(mirror.put_autoscaler(&own, aim("Deployment")), [fleet.clone()]);
+        assert_eq!(mirror.put_autoscaler(&own, aim("Deployment")), std::slice::from_ref(&fleet));
         assert_eq!(mirror.put_autoscaler(&own, aim("Deployment")), []);
         let expected = ["HorizontalPodAutoscaler own".to_owned()].into();
         assert_eq!(mirror.autoscalers(&fleet), Autoscalers { of_deployment: expected, ..Autoscalers::default() });
         assert_eq!(mirror.autoscalers(&Name::new("m", "gw")), Autoscalers::default());
         assert!(!mirror.put_autoscaler(&own, aim(crds::KIND)).is_empty());
         assert_eq!(mirror.autoscalers(&fleet).of_gateway.len(), 1);
-        assert_eq!(mirror.put_autoscaler(&own, None), [fleet.clone()]);
+        assert_eq!(mirror.put_autoscaler(&own, None), std::slice::from_ref(&fleet));
         assert_eq!(mirror.autoscalers(&fleet), Autoscalers::default());
     }
 

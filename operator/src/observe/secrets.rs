@@ -227,7 +227,7 @@ mod tests {
         secrets.name(&b, &wanted(&["own"]));
         secrets.put(&a, &secret("own", "5"));
         let own = Name::new("n", "own");
-        assert_eq!(secrets.changed(&own, Some("5")), [b.clone()], "a wrote it, b has not looked yet");
+        assert_eq!(secrets.changed(&own, Some("5")), std::slice::from_ref(&b), "a wrote it, b has not looked yet");
         assert_eq!(secrets.changed(&own, Some("6")), [a.clone(), b.clone()]);
         assert_eq!(secrets.changed(&Name::new("n", "other"), Some("1")), []);
         assert_eq!(secrets.changed(&Name::new("m", "own"), Some("1")), []);

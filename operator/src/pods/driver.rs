@@ -158,11 +158,16 @@ impl Driver {
 
     async fn carry(&mut self, posted: Posted) {
         let Some(inner) = self.inner.upgrade() else { return };
-        let Posted { order, answer } = posted;
+        let Posted { order, mut answer } = posted;
         if answer.is_closed() {
             return;
         }
-        let result = match self.exchange(&inner, Method::POST, order.path(), order.body()).await {
+        let exchanged = tokio::select! {
+            // whoever gave up counts on it that nothing is sent any more
+            () = answer.closed() => return,
+            exchanged = self.exchange(&inner, Method::POST, order.path(), order.body()) => exchanged,
+        };
+        let result = match exchanged {
             Ok(answer) => judge(&answer),
             Err(error) => Err(OrderError::Unreachable(error.to_string())),
         };

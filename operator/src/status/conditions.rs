@@ -220,6 +220,20 @@ fn metrics_api(observed: &Observed) -> Verdict {
             "Conflict",
             "custom.metrics.k8s.io is served by somebody else: the operator scales through /scale itself",
         ),
-        CustomMetrics::Nobody => verdict(false, "NotServed", "custom.metrics.k8s.io is not served yet"),
+        CustomMetrics::Off => verdict(
+            false,
+            "Off",
+            "this operator was installed without its metrics API: it scales through /scale itself",
+        ),
+        CustomMetrics::Unreachable => verdict(
+            false,
+            "Unreachable",
+            "the API server does not reach this operator's metrics API (`kubectl describe apiservice \
+             v1beta2.custom.metrics.k8s.io` says why; a firewall between control plane and nodes?): the operator scales \
+             through /scale itself",
+        ),
+        CustomMetrics::Nobody | CustomMetrics::Unknown => {
+            verdict(false, "NotServed", "custom.metrics.k8s.io is not served yet")
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The operator on a real API server: what is declared is made, kept, changed and taken away; nothing else is touched, and
 //! nothing is written where nothing changes.
 
+mod pretend;
 mod support;
 
 use anyhow::ensure;
@@ -13,6 +14,7 @@ use operator::{
 };
 use serde_json::{Value, json};
 
+use self::pretend::Pretend;
 use self::support::{
     Operator, QUIET, at_rest, condition, declare, events, find, kind, pair, same, secret, spec, story, until, writes,
     writes_at_rest,
@@ -335,6 +337,50 @@ async fn a_replica_that_does_not_lead_writes_nothing() {
         condition(story, "gw", "Degraded", ("False", "AsDesired")).await?;
         leader.stop().await?;
         follower.stop().await
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "level api: cargo xtask test api"]
+async fn what_pods_say_is_in_the_status_and_one_is_drained_before_there_are_fewer() {
+    story("drain", async |story: &Story| {
+        let operator = Operator::start(story);
+        let port = 20000 + std::process::id() as u16 % 10000;
+        let shape = |replicas: i32| spec(json!({"replicas": replicas, "admin": {"port": port}}));
+        declare(story, "gw", shape(3)).await?;
+        let mut pods = Vec::new();
+        for (name, host) in pretend::pods(story, 3).await?.iter().zip(1..) {
+            let address = [127, 77, 7, host].into();
+            pods.push(Pretend::run(story, name, address, port, 10 * u64::from(host)).await?);
+        }
+        condition(story, "gw", "Ready", ("True", "PodsReady")).await?;
+        condition(story, "gw", "UpstreamConnected", ("True", "Connected")).await?;
+        let of = |gateway: Option<&Value>, field: &str| gateway.map(|gateway| gateway["status"][field].clone()).unwrap_or_default();
+        until(story, &GATEWAY, "gw", "devices are counted", |gateway| of(gateway, "connections") == 60).await?;
+        declare(story, "gw", shape(2)).await?;
+        let victim = &pods[0];
+        let gateway = until(story, &GATEWAY, "gw", "a drain is planned", |gateway| of(gateway, "drains")[0].is_object()).await?;
+        same(&gateway["status"]["drains"][0]["pod"], &json!(victim.name), "the pod with the fewest devices")?;
+        let begun = std::time::Instant::now();
+        while victim.orders().is_empty() {
+            ensure!(begun.elapsed() < support::SOON, "it is told to leave");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        let order = victim.orders().remove(0);
+        same(&(order["path"].clone(), order["cause"].clone(), order["leave"].clone(), order["epoch"].clone()),
+            &(json!("/drain"), json!("ScaleIn"), json!(true), json!(1)), "its order")?;
+        victim.ready(story, false).await?;
+        same(&find(story, kind("Deployment"), "gw").await?.expect("it is there")["spec"]["replicas"], &json!(3), "pods while it has devices")?;
+        let done = json!({"cause": "ScaleIn", "epoch": 1, "state": "Done", "perSecond": 10.0, "downTo": 0, "remaining": 0, "letGo": 10});
+        victim.say(0, &done);
+        until(story, kind("Deployment"), "gw", "there are fewer", |found| found.is_some_and(|found| found["spec"]["replicas"] == 2)).await?;
+        let left = pretend::pods(story, 2).await?;
+        ensure!(!left.contains(&victim.name), "the one that was drained went: {left:?}");
+        until(story, &GATEWAY, "gw", "nothing drains", |gateway| of(gateway, "drains").is_null() && of(gateway, "connections") == 50).await?;
+        ensure!(pods[1..].iter().all(|pod| pod.orders().is_empty()), "nobody else was told anything");
+        at_rest(story).await?;
+        operator.stop().await
     })
     .await;
 }

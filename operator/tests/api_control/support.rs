@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinHandle};
 
 /// A busy machine takes its time.
-pub(crate) const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_mins(1);
 /// Longer than an operator takes to write what it is about to.
 pub(crate) const QUIET: Duration = Duration::from_secs(3);
 

@@ -53,11 +53,16 @@ pub(crate) fn load(connections: u64) -> Value {
 impl FakePod {
     pub(crate) async fn start(name: &str, pki: &Pki) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        Self::serve(name, listener, certificate(pki))
+    }
+
+    /// With a certificate from elsewhere; the text is its serial number.
+    pub(crate) fn serve(name: &str, listener: TcpListener, tls: (Arc<ServerConfig>, String)) -> Self {
         let address = listener.local_addr().expect("an address");
         let shared = Arc::new(Shared {
             text: Mutex::new(load(0).to_string()),
             orders: Mutex::default(),
-            tls: Mutex::new(certificate(pki)),
+            tls: Mutex::new(tls),
             asked: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
         });

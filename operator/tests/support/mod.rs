@@ -2,6 +2,7 @@
 #![expect(dead_code, reason = "each test binary uses what it needs of it")]
 
 pub(crate) mod admin;
+pub(crate) mod https;
 pub(crate) mod pki;
 
 use std::time::Duration;

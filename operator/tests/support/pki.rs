@@ -71,13 +71,21 @@ impl Pki {
 
     /// Wants a certificate of this CA, and serves `pair`.
     pub(crate) fn server(&self, pair: Pair) -> Arc<ServerConfig> {
-        let provider = Arc::new(default_provider());
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(self.roots(), provider.clone()).build().expect("roots");
-        let key = provider.key_provider.load_private_key(pair.key).expect("a key");
-        let resolver = rustls::sign::SingleCertAndKey::from(CertifiedKey::new(pair.chain, key));
-        let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let builder = builder.expect("versions").with_client_cert_verifier(verifier);
-        Arc::new(builder.with_cert_resolver(Arc::new(resolver)))
+        server(self.roots(), pair.chain, pair.key)
     }
+}
+
+/// Wants a certificate of a CA in `roots`, and serves `chain`.
+pub(crate) fn server(
+    roots: Arc<RootCertStore>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Arc<ServerConfig> {
+    let provider = Arc::new(default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build().expect("roots");
+    let key = provider.key_provider.load_private_key(key).expect("a key");
+    let resolver = rustls::sign::SingleCertAndKey::from(CertifiedKey::new(chain, key));
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.expect("versions").with_client_cert_verifier(verifier);
+    Arc::new(builder.with_cert_resolver(Arc::new(resolver)))
 }

@@ -159,10 +159,12 @@ impl ControlPlane<'_> {
             ("requestheader-extra-headers-prefix", "X-Remote-Extra-"),
             ("proxy-client-cert-file", &pki("front-proxy.crt")),
             ("proxy-client-key-file", &pki("front-proxy.key")),
-            ("enable-aggregator-routing", "true"),
         ]));
-        if !self.nodes {
-            // Endpoints refuse a loopback address, and nobody asks for these
+        if self.nodes {
+            arguments.extend(flags(&[("enable-aggregator-routing", "true")]));
+        } else {
+            // Endpoints refuse a loopback address, and nobody asks for these. For the same reason servers of other APIs are
+            // found by Services of type ExternalName, which the routing by Endpoints does not know
             arguments.extend(flags(&[("endpoint-reconciler-type", "none")]));
         }
         arguments

@@ -147,7 +147,9 @@ impl Cluster {
         let available = self.alive().filter(|pod| pod.is_available(now)).count() as u32;
         if available > wanted || wanted == 0 {
             let index = self.first_to_go(|pod| pod.template != template);
-            index.into_iter().for_each(|index| self.stop(index, now, grace));
+            if let Some(index) = index {
+                self.stop(index, now, grace);
+            }
         }
     }
 

@@ -2,7 +2,8 @@
 //! and after each of them.
 
 use planner::{
-    Deployment, Drain, Input, Ledger, Millis, Order, Pod, Rebalanced, Spec, State, budget::ORDER_TIMEOUT, plan,
+    Cause, Decision, Deployment, Drain, Input, Ledger, Millis, Order, Pod, Rebalanced, Spec, State,
+    budget::ORDER_TIMEOUT, plan,
 };
 
 use crate::{
@@ -40,6 +41,15 @@ pub(crate) struct Leader {
     pub(crate) is_busy: bool,
 }
 
+/// What a leader works with.
+pub(crate) struct Around<'a> {
+    pub(crate) cluster: &'a mut Cluster,
+    pub(crate) store: &'a mut Store,
+    pub(crate) judge: &'a mut Judge,
+    pub(crate) late: &'a mut Vec<Late>,
+    pub(crate) random: &'a mut Random,
+}
+
 pub(crate) struct Dead;
 
 impl Leader {
@@ -52,29 +62,52 @@ impl Leader {
         if self.mortality > 0 && random.one_in(self.mortality) { Err(Dead) } else { Ok(()) }
     }
 
-    pub(crate) fn step(
-        &mut self,
-        now: Millis,
-        spec: Spec,
-        cluster: &mut Cluster,
-        store: &mut Store,
-        judge: &mut Judge,
-        late: &mut Vec<Late>,
-        random: &mut Random,
-    ) -> Result<(), Dead> {
+    pub(crate) fn step(&mut self, now: Millis, spec: Spec, around: &mut Around<'_>) -> Result<(), Dead> {
         if now < self.next {
             return Ok(());
         }
-        judge.tally.plans += 1;
+        around.judge.tally.plans += 1;
+        let decision = self.decide(now, spec, around);
+        self.survives(around.random)?;
+        let persists = persist(now, self.epoch, &decision, around);
+        for (pod, order) in &decision.orders {
+            if let Err(dead) = self.survives(around.random) {
+                // it was sent, and arrives when another leads
+                let at = now + around.random.between(0, ORDER_TIMEOUT / TICK) * TICK;
+                around.late.push(Late { at, pod: pod.clone(), order: *order, epoch: self.epoch });
+                return Err(dead);
+            }
+            self.tell(now, around.cluster, pod, *order);
+        }
+        for (pod, cost) in &decision.deletion_costs {
+            self.survives(around.random)?;
+            around.cluster.pods.iter_mut().filter(|there| &there.name == pod).for_each(|there| there.cost = *cost);
+        }
+        self.survives(around.random)?;
+        let replicas = decision.replicas.unwrap_or(around.cluster.replicas);
+        let scales = replicas != around.cluster.replicas;
+        if scales {
+            log(around.cluster.loud, now, || format!("Deployment {} -> {replicas}", around.cluster.replicas));
+        }
+        around.cluster.replicas = replicas;
+        self.is_busy = persists || scales || !decision.orders.is_empty() || !decision.deletion_costs.is_empty();
+        // what is written is seen at once, and looked at again
+        self.next =
+            now + if self.is_busy { around.random.between(0, 3) * TICK } else { around.random.between(1, 5) * TICK };
+        Ok(())
+    }
+
+    fn decide(&mut self, now: Millis, spec: Spec, around: &Around<'_>) -> Decision {
+        let (cluster, store) = (&around.cluster, &around.store);
         let pods: Vec<Pod> = cluster.pods.iter().map(|pod| self.see(now, pod, cluster.template)).collect();
-        self.ledger.retain(|name| pods.iter().any(|pod| pod.name == name), now);
+        self.ledger.see(pods.iter().map(|pod| (pod.name.as_str(), pod.deletion_cost)), now);
         let deployment = Deployment {
             replicas: cluster.replicas,
             running: cluster.alive_count(),
             rolling: cluster.is_rolling(),
             behind: cluster.is_behind(),
         };
-        let input = Input {
+        plan(&Input {
             now,
             epoch: self.epoch,
             spec,
@@ -83,50 +116,7 @@ impl Leader {
             drains: &store.drains,
             rebalanced: store.rebalanced,
             ledger: &self.ledger,
-        };
-        let decision = plan(&input);
-        self.survives(random)?;
-        judge.tally.undone += u64::from(count(&decision.drains, State::Undoing) > count(&store.drains, State::Undoing));
-        let moving = |drains: &[Drain]| drains.iter().any(|drain| drain.cause == planner::Cause::Rebalance);
-        judge.tally.rebalances += u64::from(moving(&decision.drains) && !moving(&store.drains));
-        let persists = store.drains != decision.drains || store.rebalanced != decision.rebalanced;
-        if store.drains != decision.drains {
-            log(cluster.loud, now, || {
-                let short = |drain: &Drain| {
-                    format!(
-                        "{} {:?} {:?} {}@{}",
-                        drain.pod, drain.cause, drain.state, drain.remaining, drain.per_second
-                    )
-                };
-                format!("plan {}: {}", self.epoch, decision.drains.iter().map(short).collect::<Vec<_>>().join(", "))
-            });
-        }
-        store.drains = decision.drains;
-        store.rebalanced = decision.rebalanced;
-        for (pod, order) in &decision.orders {
-            if let Err(dead) = self.survives(random) {
-                let at = now + random.between(0, ORDER_TIMEOUT / TICK) * TICK;
-                late.push(Late { at, pod: pod.clone(), order: *order, epoch: self.epoch });
-                return Err(dead);
-            }
-            self.tell(now, cluster, pod, *order);
-        }
-        for (pod, cost) in &decision.deletion_costs {
-            self.survives(random)?;
-            cluster.pods.iter_mut().filter(|there| &there.name == pod).for_each(|there| there.cost = *cost);
-        }
-        self.survives(random)?;
-        let replicas = decision.replicas.unwrap_or(cluster.replicas);
-        self.is_busy = persists
-            || !decision.orders.is_empty()
-            || !decision.deletion_costs.is_empty()
-            || replicas != cluster.replicas;
-        if replicas != cluster.replicas {
-            log(cluster.loud, now, || format!("Deployment {} -> {replicas}", cluster.replicas));
-        }
-        cluster.replicas = replicas;
-        self.next = now + if self.is_busy { TICK } else { random.between(1, 5) * TICK };
-        Ok(())
+        })
     }
 
     fn tell(&mut self, now: Millis, cluster: &mut Cluster, pod: &str, order: Order) {
@@ -155,6 +145,26 @@ impl Leader {
             load: heard.map(|(load, at)| planner::Load { age: now - at, ..load.clone() }),
         }
     }
+}
+
+/// Whether there was anything new.
+fn persist(now: Millis, epoch: i64, decision: &Decision, around: &mut Around<'_>) -> bool {
+    let (store, tally) = (&mut *around.store, &mut around.judge.tally);
+    if store.drains == decision.drains && store.rebalanced == decision.rebalanced {
+        return false;
+    }
+    tally.undone += u64::from(count(&decision.drains, State::Undoing) > count(&store.drains, State::Undoing));
+    let moving = |drains: &[Drain]| drains.iter().any(|drain| drain.cause == Cause::Rebalance);
+    tally.rebalances += u64::from(moving(&decision.drains) && !moving(&store.drains));
+    let short = |drain: &Drain| {
+        let Drain { pod, cause, state, remaining, per_second, .. } = drain;
+        format!("{pod} {cause:?} {state:?} {remaining}@{per_second}")
+    };
+    let plan = || decision.drains.iter().map(short).collect::<Vec<_>>().join(", ");
+    log(around.cluster.loud, now, || format!("plan {epoch}: {}", plan()));
+    store.drains.clone_from(&decision.drains);
+    store.rebalanced = decision.rebalanced;
+    true
 }
 
 fn count(drains: &[Drain], state: State) -> usize {

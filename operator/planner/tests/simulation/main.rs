@@ -28,8 +28,9 @@ use world::{Script, World};
 
 const SEEDS_DEFAULT: u64 = 10_000;
 
-/// Seeds that failed once, whatever the reason was.
-const FAILED_ONCE: [u64; 0] = [];
+/// Seeds that failed once: what a pod that was gone had let go a moment ago was forgotten; what a pod may do by itself was
+/// handed out twice; a pod was marked to go and somebody came; what this leader wrote was taken for an earlier one's; a scale-in was turned back in a rollout that takes the pods all the same.
+const FAILED_ONCE: [u64; 5] = [442, 551, 6519, 8419, 9414];
 
 fn run(seed: u64, script: Script) -> Tally {
     let mut world = World::new(seed, script);
@@ -38,6 +39,7 @@ fn run(seed: u64, script: Script) -> Tally {
     world.judge.tally
 }
 
+#[expect(clippy::disallowed_methods, reason = "a test is told by its environment how much to do")]
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a number of seeds, not {text:?}")))
@@ -55,12 +57,11 @@ fn run_all(seeds: impl Fn(u64) -> u64 + Sync, count: u64, script: Script) -> Tal
                 return total;
             }
             let seed = seeds(index);
-            match panic::catch_unwind(|| run(seed, script)) {
-                Ok(tally) => total.add(&tally),
-                Err(_) => {
-                    eprintln!("the failing seed is {seed}: SEED={seed} tells what happens in it");
-                    failed.fetch_min(seed, Ordering::Relaxed);
-                }
+            if let Ok(tally) = panic::catch_unwind(|| run(seed, script)) {
+                total.add(&tally);
+            } else {
+                eprintln!("the failing seed is {seed}: SEED={seed} tells what happens in it");
+                failed.fetch_min(seed, Ordering::Relaxed);
             }
         }
     };

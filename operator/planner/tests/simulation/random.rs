@@ -26,6 +26,6 @@ impl Random {
 impl Random {
     /// `from` to `to` − 1.
     pub(crate) fn between(&mut self, from: i64, to: i64) -> i64 {
-        from + self.below((to - from).max(1) as usize) as i64
+        from + self.below((to - from).max(1) as usize).cast_signed() as i64
     }
 }

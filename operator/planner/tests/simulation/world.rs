@@ -11,12 +11,14 @@ use planner::{
 use crate::{
     cluster::{Cluster, Grace},
     judge::Judge,
-    leader::{Late, Leader, Store},
+    leader::{Around, Late, Leader, Store},
     random::Random,
 };
 
 pub(crate) const TICK: Millis = 500;
 const PODS_MAX: i64 = 8;
+/// The leader looks again at what it wrote.
+const STEPS_PER_TICK: u32 = 3;
 /// What a fleet that is left alone may take to come to rest.
 const REST_MAX: Millis = 3_600_000;
 /// At rest it must stay so.
@@ -72,6 +74,7 @@ pub(crate) struct World {
     store: Store,
     leader: Option<Leader>,
     next_leader: Millis,
+    nobody_leads: bool,
     epoch: i64,
     late: Vec<Late>,
     devices: Vec<Device>,
@@ -113,6 +116,7 @@ impl World {
             store: Store::default(),
             leader: None,
             next_leader: 0,
+            nobody_leads: false,
             epoch: 0,
             late: Vec::new(),
             devices,
@@ -182,6 +186,10 @@ impl World {
         let until = self.now + time;
         while self.now < until {
             self.tick();
+            // the worst moment
+            if std::mem::take(&mut self.nobody_leads) && self.random.one_in(2) {
+                self.something_happens();
+            }
         }
     }
 
@@ -200,20 +208,31 @@ impl World {
         let (arrived, late) = std::mem::take(&mut self.late).into_iter().partition(|order: &Late| order.at <= now);
         self.late = late;
         let arrived: Vec<Late> = arrived;
-        arrived.iter().for_each(|order| order.arrive(now, &mut self.cluster, &mut self.judge));
+        for order in arrived {
+            order.arrive(now, &mut self.cluster, &mut self.judge);
+        }
         if self.leader.is_none() && now >= self.next_leader {
             self.epoch += 1;
             self.judge.tally.leaders += 1;
-            let mortality = if self.script.mortal_leaders { 150 } else { 0 };
+            let mortality = if self.script.mortal_leaders { 100 } else { 0 };
             log(self.script.loud, now, || format!("leader {} begins", self.epoch));
             self.leader = Some(Leader::new(self.epoch, now, mortality, &self.store.drains, &mut self.random));
         }
         let Some(leader) = &mut self.leader else { return };
-        let (cluster, store, judge) = (&mut self.cluster, &mut self.store, &mut self.judge);
-        if leader.step(now, self.spec, cluster, store, judge, &mut self.late, &mut self.random).is_err() {
+        let mut around = Around {
+            cluster: &mut self.cluster,
+            store: &mut self.store,
+            judge: &mut self.judge,
+            late: &mut self.late,
+            random: &mut self.random,
+        };
+        let dead = (0..STEPS_PER_TICK).any(|_| leader.step(now, self.spec, &mut around).is_err());
+        if dead {
             log(self.script.loud, now, || format!("leader {} dies", self.epoch));
             self.leader = None;
-            self.next_leader = now + self.random.between(2, 34) * TICK;
+            let ticks_max = if self.random.one_in(2) { 8 } else { 34 };
+            self.next_leader = now + self.random.between(2, ticks_max) * TICK;
+            self.nobody_leads = true;
         }
     }
 
@@ -259,7 +278,9 @@ impl World {
         let killed = self.cluster.pods.iter().filter(|pod| ends(pod) && !pod.gateway.devices.is_empty()).count();
         self.judge.tally.killed_with_devices += killed as u64;
         let over: Vec<_> = self.cluster.pods.extract_if(.., |pod| ends(pod)).collect();
-        over.iter().for_each(|pod| self.send_back(&pod.gateway.devices, 20));
+        for pod in over {
+            self.send_back(&pod.gateway.devices, 20);
+        }
     }
 
     fn send_back(&mut self, devices: &[u32], ticks_max: i64) {
@@ -340,7 +361,9 @@ impl World {
     }
 
     fn user_changes_the_budget(&mut self) {
-        self.spec.per_second = self.random.between(1, 40) as u32;
+        // within the time-out, if nothing goes wrong
+        let least = if self.script.faults { 1 } else { PODS_MAX };
+        self.spec.per_second = self.random.between(least, 40) as u32;
         self.spec.self_per_second = (self.spec.per_second / PODS_MAX as u32).max(1);
         self.judge.budget_changed(self.now, self.spec.per_second);
         log(self.script.loud, self.now, || format!("perSecond: {}", self.spec.per_second));
