@@ -10,7 +10,7 @@ use std::{
 
 use crds::{ProtocolGateway, ProtocolGatewaySpec, status};
 use planner::whatif::{self, Outlook, Question};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{cli, desired::MIN_READY_S, observe::Observed, scaling};
 
@@ -89,9 +89,31 @@ pub enum PlanError {
 /// # Errors
 /// What is wrong with the text.
 pub fn answer(text: &str, what_if: WhatIf) -> Result<Outlook, PlanError> {
-    let gateway: ProtocolGateway = serde_saphyr::from_str(text).map_err(|error| PlanError::Form(error.to_string()))?;
+    let form = |error: serde_saphyr::Error| PlanError::Form(error.to_string());
+    let written: Value = serde_saphyr::from_str(text).map_err(form)?;
+    let schema = json!(crds::definition());
+    let schema = &schema["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    if let Some(path) = unknown(&written["spec"], schema, "spec") {
+        return Err(PlanError::Form(format!("it has no field {path}")));
+    }
+    let gateway: ProtocolGateway = serde_saphyr::from_str(text).map_err(form)?;
     check(&gateway.spec)?;
     Ok(whatif::outlook(&question(&gateway, what_if)))
+}
+
+/// The first field that is written and that the schema does not know: it would be passed over, and the answer be wrong.
+fn unknown(written: &Value, schema: &Value, path: &str) -> Option<String> {
+    if let Value::Array(items) = written {
+        return items.iter().find_map(|item| unknown(item, &schema["items"], &format!("{path}[]")));
+    }
+    let (fields, known) = (written.as_object()?, schema["properties"].as_object()?);
+    fields.iter().find_map(|(name, value)| {
+        let path = format!("{path}.{name}");
+        match known.get(name) {
+            Some(schema) => unknown(value, schema, &path),
+            None => Some(path),
+        }
+    })
 }
 
 /// What a cluster would refuse, as far as the answer depends on it.
@@ -267,7 +289,7 @@ after a node's loss all are back in 2s (5000 devices of 1 pods, not held to the 
         check("perSecond: 100", "perSecond: 0", "spec.reconnects.perSecond: 0 is not at least 1");
         check("20m", "soon", "spec.reconnects.drainTimeout: \"soon\" is not a time such as 10m");
         check("minReplicas: 2", "minReplicas: 50", "minReplicas (50) must not be above maxReplicas (40)");
-        check("perSecond", "persecond", "it is not a ProtocolGateway: ");
+        check("perSecond", "persecond", "it has no field spec.reconnects.persecond");
         check("spec:", "spec: [", "it is not a ProtocolGateway: ");
     }
 }

@@ -36,6 +36,8 @@ pub struct Ledger {
     grants: BTreeMap<String, Grant>,
     /// Since when pods are seen to have a deletion cost.
     marked: BTreeMap<String, Millis>,
+    /// When one of them was last seen to have none any more.
+    unmarked_at: Millis,
 }
 
 /// What one pod was told: it may be letting `high` go until one time, `low` until a later one, and nobody after that.
@@ -77,7 +79,7 @@ impl Ledger {
             (drain.pod.clone(), grant)
         };
         let grants = plan.iter().filter(|drain| drain.per_second > 0).map(inherited).collect();
-        Self { since, grants, marked: BTreeMap::new() }
+        Self { since, grants, marked: BTreeMap::new(), unmarked_at: since - MARK_SETTLE }
     }
 
     /// When this leader took over.
@@ -119,7 +121,11 @@ impl Ledger {
     pub fn see<'a>(&mut self, pods: impl Iterator<Item = (&'a str, Option<i32>)>, now: Millis) {
         let pods: BTreeMap<&str, Option<i32>> = pods.collect();
         let is_marked = |pod: &str| pods.get(pod).is_some_and(Option::is_some);
+        let before = self.marked.len();
         self.marked.retain(|pod, _| is_marked(pod));
+        if self.marked.len() < before {
+            self.unmarked_at = now;
+        }
         for pod in pods.keys().filter(|pod| is_marked(pod)) {
             self.marked.entry((*pod).to_owned()).or_insert(now);
         }
@@ -134,9 +140,10 @@ impl Ledger {
         });
     }
 
-    /// Whether a pod's deletion cost has been there for so long that who deletes pods has seen it, too.
+    /// Whether a pod's deletion cost has been there, and others' not, for so long that who deletes pods has seen it, too.
     pub(crate) fn is_mark_known(&self, pod: &str, now: Millis) -> bool {
-        self.marked.get(pod).is_some_and(|since| now - since >= MARK_SETTLE)
+        let settled = |since: Millis| now - since >= MARK_SETTLE;
+        settled(self.unmarked_at) && self.marked.get(pod).is_some_and(|since| settled(*since))
     }
 
     /// Devices per second that pods which are gone may have let go a moment ago.
@@ -186,8 +193,8 @@ pub(crate) fn allot(view: &View<'_>, drains: &mut [Drain]) -> BTreeMap<String, u
     for (place, index) in queue.into_iter().enumerate() {
         let drain = &drains[index];
         let had = held.get(drain.pod.as_str()).copied().unwrap_or_default();
-        // what it would let go by itself it may be told to, as far as there is room for it
-        let has = had.all().saturating_sub(over).max(had.told);
+        // what it may have been told, or lets go by itself, it may be told as far as there is room for all
+        let has = had.all().saturating_sub(over);
         let rate = share(place).min(has.saturating_add(free));
         free -= rate.saturating_sub(has);
         rates.insert(drain.pod.clone(), rate);

@@ -62,7 +62,7 @@ pub(super) fn pods(observed: &Observed, status: Option<&ProtocolGatewayStatus>) 
         name: pod.name.clone(),
         running: !pod.stopped,
         ready: pod.ready && !pod.terminating,
-        ready_changed: pod.ready_changed.map_or(0, |time| time.as_millisecond()),
+        ready_changed: pod.ready_changed.map_or(0, jiff::Timestamp::as_millisecond),
         ends: pod.terminating.then(|| pod.ends.unwrap_or(observed.now).as_millisecond()),
         outdated: current.is_some_and(|current| pod.template != current),
         deletion_cost: pod.deletion_cost,
