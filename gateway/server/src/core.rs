@@ -266,7 +266,9 @@ async fn serve(parts: Parts) {
     let deadline = loop {
         let stage = *told.borrow_and_update();
         if stage != Stage::Serving {
-            accepting.iter().for_each(tokio::task::JoinHandle::abort);
+            for task in &accepting {
+                task.abort();
+            }
         }
         if let Stage::Stopping(deadline) = stage {
             break deadline;

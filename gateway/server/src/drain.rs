@@ -137,7 +137,7 @@ pub async fn keep(shared: Arc<Shared>) {
 impl State {
     /// One look: devices are told to go, and the gateway goes where the drain says. Gives the moment of the next.
     fn go_on(&mut self, shared: &Shared, now: Millis) -> Option<Millis> {
-        let cores = self.read(shared);
+        let cores = Self::read(shared);
         let counts = self.sum(&cores);
         self.drain.own_per_second = f64::from(shared.settings.load().limits.drain_per_second);
         if let Some(grant) = self.drain.poll(counts, now) {
@@ -199,7 +199,7 @@ impl State {
         }
     }
 
-    fn read(&self, shared: &Shared) -> Vec<CoreCounts> {
+    fn read(shared: &Shared) -> Vec<CoreCounts> {
         let read = |core: &Arc<Metrics>| {
             let closed = core.let_go.iter().map(|(_, count)| count.get()).sum();
             let unused = core.let_go_unused.get();
@@ -212,7 +212,7 @@ impl State {
     }
 
     fn counts(&self, shared: &Shared) -> Counts {
-        self.sum(&self.read(shared))
+        self.sum(&Self::read(shared))
     }
 
     fn sum(&self, cores: &[CoreCounts]) -> Counts {

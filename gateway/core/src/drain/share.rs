@@ -33,7 +33,7 @@ mod tests {
     #[test]
     fn shares_are_in_proportion() {
         let check = |count, weights: &[u64], expected: &[u64]| {
-            assert_eq!(share(count, weights), expected, "{count} {weights:?}")
+            assert_eq!(share(count, weights), expected, "{count} {weights:?}");
         };
         check(0, &[5, 5], &[0, 0]);
         check(1, &[5, 5], &[1, 0]);
