@@ -68,7 +68,9 @@ impl ConfigFile {
 /// What names a text: the first 8 bytes of its SHA-256 in lower-case hex.
 pub fn hash(text: &str) -> String {
     let digest = digest::digest(&digest::SHA256, text.as_bytes());
-    digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest.as_ref()[..8]);
+    format!("{:016x}", u64::from_be_bytes(first))
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {

@@ -6,7 +6,7 @@ use clap::Parser;
 use gateway::{
     config_file::{ConfigFile, Configuration},
     logging,
-    reload::{Watcher, check_root},
+    reload::{EVERY, Watcher, check_root},
     secrets::Directory,
     server::{Gateway, Options, StartError},
 };
@@ -119,7 +119,7 @@ fn run(settings: Settings, config: (ConfigFile, String), arguments: &Arguments) 
 fn start(settings: Settings, config: (ConfigFile, String), arguments: &Arguments) -> Result<Gateway, ExitCode> {
     let available = std::thread::available_parallelism().map_or(1, usize::from);
     let cores = arguments.cores.map_or(available, usize::from);
-    let options = Options { config: Some(config), cores, secrets: arguments.secrets.clone() };
+    let options = Options { config: Some(config), cores, secrets: arguments.secrets.clone(), look_every: EVERY };
     Gateway::start(settings, &options).map_err(|error| match error {
         StartError::Secrets(_) => {
             eprintln!("{error}");

@@ -27,8 +27,8 @@ use crate::{
     upstream::UpstreamSecrets,
 };
 
-/// How often the files are looked at. A mounted secret itself arrives within a minute.
-const EVERY: Duration = Duration::from_secs(3);
+/// How often to look. A mounted file itself arrives within a minute.
+pub const EVERY: Duration = Duration::from_secs(3);
 
 /// Everything that was read at start.
 pub struct Loaded {
@@ -123,12 +123,12 @@ impl Watcher {
     }
 
     /// Looks, for ever. `admin` is swapped when the admin port's certificate changes.
-    pub async fn watch(mut self, shared: Arc<Shared>, admin: Option<Arc<ArcSwap<ServerConfig>>>) {
+    pub async fn watch(mut self, every: Duration, shared: Arc<Shared>, admin: Option<Arc<ArcSwap<ServerConfig>>>) {
         for (secret, not_after) in self.not_after.drain(..) {
             shared.registry.process.secret_loaded(&secret, Some(not_after));
         }
         loop {
-            tokio::time::sleep(EVERY).await;
+            tokio::time::sleep(every).await;
             self.look_at_file(&shared, admin.as_deref()).await;
             self.look_at_secrets(&shared, admin.as_deref()).await;
         }
@@ -274,20 +274,25 @@ impl Watcher {
     ) {
         let Fresh { listeners, admin: fresh_admin, keys, upstream } = fresh;
         for tls in [&listeners, &fresh_admin].into_iter().flatten() {
-            for (secret, not_after) in tls.not_after() {
+            if let Some((secret, not_after)) = tls.not_after() {
                 shared.registry.process.secret_loaded(&secret, Some(not_after));
             }
         }
         for (kind, is_fresh) in [(Kind::Keys, keys.is_some()), (Kind::Upstream, upstream.is_some())] {
-            let group = self.groups.iter().find(|group| is_fresh && group.kind == kind && !group.secrets.is_empty());
-            group.into_iter().for_each(|group| shared.registry.process.secret_loaded(&group.name(), None));
+            let group = self.groups.iter().find(|group| group.kind == kind && !group.secrets.is_empty());
+            if let Some(group) = group.filter(|_| is_fresh) {
+                shared.registry.process.secret_loaded(&group.name(), None);
+            }
         }
         if let Some(settings) = &settings {
             shared.settings.store(Arc::clone(settings));
             shared.gate.set_limits(&settings.limits);
             self.settings = Arc::clone(settings);
         }
-        let distrusts = listeners.as_ref().is_some_and(|tls| tls.distrusts(self.listeners.as_ref()));
+        // those who were marked may be trusted again
+        let marked = shared.registry.cores.iter().any(|core| core.distrusted.get() > 0);
+        let distrusts = |tls: &FreshTls| marked || tls.distrusts(self.listeners.as_ref());
+        let check_trust = listeners.as_ref().is_some_and(distrusts);
         self.put_credentials(listeners, keys, shared);
         if let Some(FreshTls { source, loaded }) = fresh_admin {
             self.admin = source;
@@ -303,7 +308,7 @@ impl Watcher {
             None => other_upstream.then(|| Order::Secrets(Arc::clone(&secrets))),
         };
         for core in &shared.cores {
-            for order in [order(), distrusts.then_some(Order::CheckTrust)].into_iter().flatten() {
+            for order in [order(), check_trust.then_some(Order::CheckTrust)].into_iter().flatten() {
                 // a core that is gone needs no orders
                 let _gone = core.send(order).await;
             }

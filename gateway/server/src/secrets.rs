@@ -301,7 +301,7 @@ mod tests {
         let directory = Directory::new(&folder.0);
         folder.write_pair("tls");
         let (one, other) = (pair().0, pair().0);
-        let mut load = |pem: &str| {
+        let load = |pem: &str| {
             folder.write("ca/ca.crt", pem);
             let mut source = TlsSource::new("tls", Some(("ca", ClientAuth::Optional)));
             source.load(&directory).unwrap();

@@ -46,6 +46,8 @@ pub struct Options {
     pub cores: usize,
     /// Where secrets are.
     pub secrets: PathBuf,
+    /// How often configuration and secrets are looked at.
+    pub look_every: Duration,
 }
 
 /// What all cores share. Nothing of it is touched for a message.
@@ -162,7 +164,14 @@ impl Gateway {
             let parts = Parts { index: index as u16, shared, listeners, secrets, orders };
             gateway.cores.push(spawn_core(parts, ended.clone())?);
         }
-        let house = House { watcher, admin, admin_tls: loaded.admin, health, stopped: gateway.stopped.subscribe() };
+        let house = House {
+            watcher,
+            look_every: options.look_every,
+            admin,
+            admin_tls: loaded.admin,
+            health,
+            stopped: gateway.stopped.subscribe(),
+        };
         gateway.house = Some(spawn_house(shared, house)?);
         gateway.announce();
         Ok(gateway)
@@ -348,6 +357,7 @@ impl Drop for TellEnd {
 /// What the housekeeping thread keeps.
 struct House {
     watcher: Watcher,
+    look_every: Duration,
     admin: std::net::TcpListener,
     admin_tls: Option<Arc<rustls::ServerConfig>>,
     health: Option<std::net::TcpListener>,
@@ -355,12 +365,12 @@ struct House {
 }
 
 fn spawn_house(shared: Arc<Shared>, house: House) -> std::io::Result<JoinHandle<()>> {
-    let House { watcher, admin, admin_tls, health, mut stopped } = house;
+    let House { watcher, look_every, admin, admin_tls, health, mut stopped } = house;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let admin_tls = admin_tls.map(|config| Arc::new(ArcSwap::new(config)));
     std::thread::Builder::new().name("house".to_owned()).spawn(move || {
         runtime.block_on(async move {
-            tokio::spawn(watcher.watch(Arc::clone(&shared), admin_tls.clone()));
+            tokio::spawn(watcher.watch(look_every, Arc::clone(&shared), admin_tls.clone()));
             tokio::spawn(summary::tell(Arc::clone(&shared)));
             tokio::spawn(drain::keep(Arc::clone(&shared)));
             if let Some(health) = health {

@@ -85,6 +85,19 @@ fn serving(folder: &Folder) -> (Child, u16) {
     (child, port.expect("it says where it listens"))
 }
 
+/// The next line of the log with this message.
+fn line_with(log: &mut impl BufRead, message: &str) -> serde_json::Value {
+    let mut line = String::new();
+    while log.read_line(&mut line).unwrap() > 0 {
+        let entry: serde_json::Value = serde_json::from_str(&line).unwrap();
+        if entry["message"].as_str().unwrap().contains(message) {
+            return entry;
+        }
+        line.clear();
+    }
+    panic!("the log ends before: {message}")
+}
+
 fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
 }
@@ -152,6 +165,26 @@ fn sigterm_drains_and_exits_with_0() {
     signal(&child, Signal::TERM);
     assert_eq!(exit_code(&mut child), 0);
     assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+#[test]
+fn the_file_is_followed_while_it_runs_and_the_log_says_so() {
+    let folder = Folder::new();
+    let mut child = folder.command(&yaml(0)).args(["--log-format", "json", "--cores", "1"]).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    line_with(&mut log, "gateway serves");
+    folder.config(&yaml(0).replace("shutdownTimeout: 1s", "shutdownTimeout: 2s, inflightMax: 7"));
+    let entry = line_with(&mut log, "configuration reloaded");
+    let changed = entry["changed"].as_str().unwrap();
+    assert!(changed.contains("limits.inflightMax") && changed.contains("limits.shutdownTimeout"), "{entry}");
+    folder.config(&yaml(0).replace("{secretName: keys}", "{secretName: nowhere}"));
+    let entry = line_with(&mut log, "cannot be used");
+    assert_eq!((entry["level"].as_str(), entry["problem"].as_str().unwrap().contains("nowhere")), (Some("WARN"), true));
+    folder.config(&yaml(0).replace("hostName: localhost", "hostName: other"));
+    let entry = line_with(&mut log, "wait for a restart");
+    assert!(entry["fields"].as_str().unwrap().contains("upstream.iotHub.hostName"), "{entry}");
+    signal(&child, Signal::TERM);
+    assert_eq!(exit_code(&mut child), 0);
 }
 
 #[test]

@@ -78,8 +78,7 @@ impl Settings {
         }
         let tls = if new.admin.tls.is_some() == self.admin.tls.is_some() { &new.admin.tls } else { &self.admin.tls };
         next.admin = Admin { tls: tls.clone(), ..self.admin.clone() };
-        let of_peer = |path: &&'static str| path.starts_with("upstream.");
-        if Changes::between(self, &next).restart.iter().any(|path| of_peer(path)) {
+        if Changes::between(self, &next).restart.iter().any(|path| path.starts_with("upstream.")) {
             // whom a gateway lets in, and what it lets them send, has to fit the peer
             next.upstream = self.upstream.clone();
             next.authentication = self.authentication.clone();
@@ -90,9 +89,11 @@ impl Settings {
 
     /// One line for each field that needs a restart, in the order of the file. Equal: no restart is needed.
     pub fn restart_text(&self) -> String {
-        let fields = fields(self);
-        let lines = fields.iter().filter(|field| field.when == When::Restart);
-        lines.map(|field| format!("{}: {}\n", field.path, field.value)).collect()
+        let mut text = String::new();
+        for Field { path, value, .. } in fields(self).iter().filter(|field| field.when == When::Restart) {
+            text.extend([path, ": ", value, "\n"]);
+        }
+        text
     }
 }
 

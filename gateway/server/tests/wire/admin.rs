@@ -2,19 +2,23 @@
 
 use std::{
     io::{Read, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
 };
 
 use rustls::{ClientConnection, StreamOwned};
 use rustls_pki_types::ServerName;
 
 use device::script::{Device, Transport};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::{World, login};
+use crate::support::{World, eventually, local_yaml, login};
 
-fn get(world: &World, target: &str) -> (u16, String) {
-    let mut socket = TcpStream::connect(world.gateway.admin).unwrap();
+pub(crate) fn get(world: &World, target: &str) -> (u16, String) {
+    ask(world.gateway.admin, target)
+}
+
+fn ask(address: SocketAddr, target: &str) -> (u16, String) {
+    let mut socket = TcpStream::connect(address).unwrap();
     write!(socket, "GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     socket.read_to_string(&mut answer).unwrap();
@@ -44,6 +48,52 @@ fn the_admin_port_tells_health_readiness_and_metrics() {
     }
     assert!(text.contains("gateway_tls_not_after_seconds{secret=\"tls\"}"), "{text}");
     assert_eq!(get(&world, "/nowhere").0, 404);
+}
+
+#[test]
+fn the_health_port_tells_health_and_readiness_and_nothing_else() {
+    let world = World::without_hub("");
+    assert_eq!(world.gateway.health, None);
+    let yaml = "listeners: [{name: plain, protocol: MQTTPlain, port: 0}]
+upstream: {iotHub: {hostName: localhost}}
+admin: {port: 0, healthPort: 0, tls: {secretName: tls, clientCASecretName: ca}}";
+    let world = World::start_beside(world, yaml);
+    let health = world.gateway.health.unwrap();
+    assert_ne!(health, world.gateway.admin);
+    assert_eq!(ask(health, "/healthz"), (200, "ok\n".to_owned()));
+    assert_eq!(ask(health, "/readyz"), (200, "ready\n".to_owned()));
+    for path in ["/load", "/metrics", "/connections", "/drain", "/undrain", "/"] {
+        assert_eq!(ask(health, path).0, 404, "{path}");
+    }
+}
+
+#[test]
+fn load_tells_everything_that_is_asked_for() {
+    let world = World::without_hub("");
+    let _device = world.connect("d1");
+    let (status, body) = get(&world, "/load");
+    let load: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(status, 200);
+    let hash =
+        gateway::config_file::hash(&std::fs::read_to_string(world.folder.path().join("config/gateway.yaml")).unwrap());
+    let expected = json!({
+        "connections": 1, "handshaking": 0, "connectsTotal": 1, "messagesTotal": 0, "letGoTotal": 0, "distrusted": 0,
+        "ready": true,
+        "upstream": {"failing": null, "throttled": false},
+        "config": {"inForce": hash, "problem": null, "needsRestart": []},
+        "secretsProblem": null,
+        "drain": null,
+    });
+    assert_eq!(load, expected);
+}
+
+#[test]
+fn a_hub_that_cannot_be_reached_is_told_and_keeps_the_gateway_ready() {
+    let world = World::start(&local_yaml(1, ""));
+    let _device = world.connect("d1");
+    let failing = || serde_json::from_str::<Value>(&get(&world, "/load").1).unwrap()["upstream"]["failing"].clone();
+    eventually("it is told", || failing().as_str().is_some_and(|failing| failing.contains("cannot connect")));
+    assert_eq!(get(&world, "/readyz").0, 200);
 }
 
 #[test]

@@ -38,7 +38,7 @@ fn ask(admin: SocketAddr, method: &str, target: &str, body: &str) -> (u16, Strin
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
-fn order(epoch: i64, per_second: f64) -> Value {
+pub(crate) fn order(epoch: i64, per_second: f64) -> Value {
     json!({"cause": "ScaleIn", "epoch": epoch, "perSecond": per_second, "leaseSeconds": 30, "downTo": 0, "leave": true})
 }
 
@@ -48,7 +48,7 @@ fn with(mut order: Value, field: &str, value: Value) -> Value {
 }
 
 /// Gives the drain as the answer tells it.
-fn drain(admin: SocketAddr, order: &Value) -> Value {
+pub(crate) fn drain(admin: SocketAddr, order: &Value) -> Value {
     let (status, body) = ask(admin, "POST", "/drain", &order.to_string());
     assert_eq!(status, 200, "{body}");
     serde_json::from_str::<Value>(&body).unwrap()["drain"].take()

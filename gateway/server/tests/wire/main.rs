@@ -6,6 +6,7 @@ mod admin;
 mod bridge;
 mod drain;
 mod refusals;
+mod reload;
 mod storm;
 mod support;
 mod takeover;

@@ -9,8 +9,10 @@ use std::{
 };
 
 use device::script::{Device, Login, Transport};
-use gateway::server::{Gateway, Options};
-use gateway_core::config::GatewayConfig;
+use gateway::{
+    config_file::{ConfigFile, Configuration},
+    server::{Gateway, Options},
+};
 use hub::{
     Hub, HubConfig,
     domain::{Identity, Kind, Outcome, Query},
@@ -99,9 +101,11 @@ impl World {
             let _started = gateway::logging::init(gateway::logging::Format::Text, "info");
         }
         write_secrets(&folder, &certificates, policy_key.unwrap_or(KEY));
-        let settings =
-            GatewayConfig::parse(yaml).unwrap().check().unwrap_or_else(|errors| panic!("{errors:#?}\n{yaml}"));
-        let options = Options { config: None, cores: 2, secrets: folder.path().to_owned() };
+        folder.mount("config", &[("gateway.yaml", yaml)]);
+        let mut file = ConfigFile::new(folder.path().join("config/gateway.yaml"));
+        let Configuration { settings, hash } = file.read().unwrap_or_else(|errors| panic!("{errors:#?}\n{yaml}"));
+        let (secrets, look_every) = (folder.path().to_owned(), Duration::from_millis(50));
+        let options = Options { config: Some((file, hash)), cores: 2, secrets, look_every };
         Self { gateway: Gateway::start(settings, &options).unwrap(), certificates, folder, _mute_hub: None, hub: None }
     }
 
@@ -257,6 +261,29 @@ impl Folder {
         let path = self.0.join(file);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
+    }
+
+    /// Puts files into a directory as a kubelet does: all of them are swapped at once, by one link.
+    pub(crate) fn mount(&self, directory: &str, files: &[(&str, &str)]) {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let (version, directory) = (format!("..{}", COUNT.fetch_add(1, Relaxed)), self.0.join(directory));
+        fs::create_dir_all(directory.join(&version)).unwrap();
+        let link = |to: &str, at: &str| {
+            let new = directory.join("..new");
+            std::os::unix::fs::symlink(to, &new).unwrap();
+            fs::rename(new, directory.join(at)).unwrap();
+        };
+        for (name, text) in files {
+            let path = directory.join(&version).join(name);
+            fs::write(&path, text).unwrap();
+            // written a while ago, as far as the gateway can see
+            let file = fs::File::options().write(true).open(&path).unwrap();
+            file.set_modified(std::time::SystemTime::now() - Duration::from_mins(1)).unwrap();
+        }
+        link(&version, "..data");
+        for (name, _) in files {
+            link(&format!("..data/{name}"), name);
+        }
     }
 }
 
