@@ -51,7 +51,9 @@ impl Level {
             Self::Code => {
                 let mut command = Command::new(env!("CARGO"));
                 command.args(["test", "--workspace", "--locked"]);
-                seeds.iter().for_each(|seeds| drop(command.env("SEEDS", seeds.to_string())));
+                if let Some(seeds) = seeds {
+                    command.env("SEEDS", seeds.to_string());
+                }
                 process::run(&mut command)
             }
             Self::Sdk => clients::sdk(),
