@@ -315,7 +315,7 @@ The fleet {FLEET} in {FLEET_NAMESPACE} bridges to the local hub {host}.
   kubectl --namespace {FLEET_NAMESPACE} get pgw
   kubectl --namespace {FLEET_NAMESPACE} describe pgw {FLEET}
   kubectl --namespace {FLEET_NAMESPACE} logs --selector app.kubernetes.io/instance={FLEET} --prefix --follow
-  kubectl --namespace {FLEET_NAMESPACE} scale pgw {FLEET} --replicas 3
+  kubectl --namespace {FLEET_NAMESPACE} get hpa {FLEET}
   kubectl --namespace {NAMESPACE} get pods,lease
 
 A message:

@@ -14,7 +14,7 @@ use k8s_openapi::{
     api::rbac::v1::{ClusterRole, Role},
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
-use kube::Api;
+use kube::{Api, api::ListParams};
 use serde_json::Value;
 use xtask::process::workspace_root;
 
@@ -185,7 +185,7 @@ async fn uninstalled_and_installed_again_the_chart_leaves_what_users_have() {
         let roles: Api<ClusterRole> = Api::all(story.client.clone());
         ensure!(roles.get_opt(&format!("{}:first-protocol-gateway-operator", story.namespace)).await?.is_none());
         let own: Api<Role> = Api::namespaced(story.client.clone(), &story.namespace);
-        ensure!(own.list(&kube::api::ListParams::default()).await?.items.is_empty());
+        ensure!(own.list(&ListParams::default()).await?.items.is_empty());
 
         // by another name, even
         install(story, "second", &installed::chart(), &["watchNamespaces={default}"])?;
