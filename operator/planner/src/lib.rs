@@ -43,7 +43,11 @@ pub fn plan(input: &Input<'_>) -> Decision {
         replicas: orders::replicas(&view),
         deletion_costs: orders::deletion_costs(&view),
         notes: notes::notes(&view, &drains),
-        again_in: (!drains.is_empty()).then_some(budget::STEP),
+        again_in: if drains.is_empty() {
+            rebalance::waits(&view).then_some(rebalance::LOOK)
+        } else {
+            Some(budget::STEP)
+        },
         rebalanced,
         drains,
     }

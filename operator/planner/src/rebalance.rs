@@ -20,6 +20,14 @@ const REST_DOUBLINGS_MAX: u32 = 9;
 /// What a rebalance may take beyond twice its estimate: devices need time to come back.
 const SLACK: Millis = 60_000;
 
+/// When to look again at a fleet that is uneven and waits for its turn: nothing else may change meanwhile.
+pub(crate) const LOOK: Millis = 5_000;
+
+/// Whether a rebalance may begin later although nothing changes: new pods are warming up, or the last one was not long ago.
+pub(crate) fn waits(view: &View<'_>) -> bool {
+    view.input.spec.skew_max.is_some() && skew(view).is_some_and(|skew| skew.is_uneven(view))
+}
+
 /// Adds, carries on or ends the drains of a rebalance.
 pub(crate) fn step(view: &View<'_>, drains: &mut Vec<Drain>) -> Rebalanced {
     let moves = |drain: &Drain| drain.cause == Cause::Rebalance && drain.state != State::Undoing;

@@ -379,6 +379,18 @@ fn new_pods_are_filled_from_the_fullest() {
 }
 
 #[test]
+fn a_fleet_that_is_uneven_is_looked_at_again_although_nothing_changes() {
+    let mut uneven = fleet(&[60, 60, 0]).pod(2, |pod| pod.ready_changed = NOW - 5000);
+    assert_eq!(uneven.decide().again_in, None, "nobody asked for it");
+    uneven.spec.skew_max = Some(1.2);
+    let decision = uneven.decide();
+    assert_eq!((decision.drains, decision.again_in), (vec![], Some(5000)), "the new pod warms up");
+    let mut even = fleet(&[40, 41, 39]);
+    even.spec.skew_max = Some(1.2);
+    assert_eq!(even.decide().again_in, None);
+}
+
+#[test]
 fn a_rebalance_ends_when_all_are_level_and_rests_before_the_next() {
     let source = Drain { down_to: 44, ..drain("a", Cause::Rebalance, State::Draining) };
     let mut even = fleet(&[44, 40, 36]).with(source);
