@@ -241,7 +241,10 @@ impl Fleet<'_> {
         let port = ports.iter().find(|port| port.name.as_deref() == Some(listener)).and_then(|port| port.node_port);
         let port = u16::try_from(port.with_context(|| format!("the Service has no node port {listener}"))?)?;
         let secrets: Api<Secret> = Api::namespaced(story.client.clone(), &story.namespace);
-        let secret = secrets.get(&format!("{}-tls", self.name)).await?;
+        // the user's own certificate brings its CA along
+        let object = self.object().await?;
+        let own = object["spec"]["tls"]["secretName"].as_str().map(str::to_owned);
+        let secret = secrets.get(&own.unwrap_or_else(|| format!("{}-tls", self.name))).await?;
         let ca =
             secret.data.and_then(|mut data| data.remove("ca.crt")).context("the certificate's Secret has no CA")?;
         Ok(Target {

@@ -300,8 +300,10 @@ impl Loop<'_> {
     fn lost(&mut self, n: usize, now: Instant) {
         if self.clients[n].phase == Phase::Up {
             self.up -= 1;
+            self.second.lost_connections += 1;
+        } else {
+            self.second.failed_attempts += 1;
         }
-        self.second.lost_connections += 1;
         self.clients[n].disconnect();
         if self.plan.reconnect {
             let attempt = self.attempts[n].min(6);

@@ -17,8 +17,10 @@ pub struct Report {
     pub connects: u64,
     /// CONNACKs with another code.
     pub refused: u64,
-    /// Connections that ended without our doing.
+    /// Connections that ended without our doing, after their CONNACK.
     pub lost_connections: u64,
+    /// Attempts that did not come as far as a CONNACK.
+    pub failed_attempts: u64,
     /// Messages from the cloud.
     pub commands: u64,
     /// Nanoseconds from due to PUBACK.
@@ -36,6 +38,7 @@ impl Default for Report {
             connects: 0,
             refused: 0,
             lost_connections: 0,
+            failed_attempts: 0,
             commands: 0,
             latency,
         }
@@ -83,6 +86,8 @@ pub struct Second {
     /// See [`Report`].
     pub lost_connections: u64,
     /// See [`Report`].
+    pub failed_attempts: u64,
+    /// See [`Report`].
     pub commands: u64,
     /// Microseconds.
     pub p50_us: f64,
@@ -109,6 +114,7 @@ impl Report {
             connects: self.connects,
             refused: self.refused,
             lost_connections: self.lost_connections,
+            failed_attempts: self.failed_attempts,
             commands: self.commands,
             p50_us: us(0.5),
             p99_us: us(0.99),
@@ -126,6 +132,7 @@ impl Report {
         self.connects += other.connects;
         self.refused += other.refused;
         self.lost_connections += other.lost_connections;
+        self.failed_attempts += other.failed_attempts;
         self.commands += other.commands;
         self.latency.add(&other.latency).expect("both histograms have the same bounds");
     }
