@@ -35,6 +35,28 @@ const fn secret(path: &'static str) -> Field {
     )
 }
 
+const fn one_of(path: &'static str, cel: &'static str, message: &'static str) -> Field {
+    text(path, (0, 63), cel, message)
+}
+
+const fn class(path: &'static str) -> Field {
+    text(
+        path,
+        (1, 253),
+        "self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')",
+        "give the name of a class of this cluster: lower-case letters, digits, '-' and '.'",
+    )
+}
+
+const fn label_value(path: &'static str) -> Field {
+    text(
+        path,
+        (0, 63),
+        "self.matches('^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$')",
+        "a label's value has at most 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends",
+    )
+}
+
 const fn host(path: &'static str) -> Field {
     text(
         path,
@@ -189,17 +211,30 @@ pub(super) const FIELDS: &[Field] = &[
     form("pod.resources.requests", Form::Map(8)),
     form("pod.resources.requests{}", Form::KubernetesQuantity),
     form("pod.labels", Form::Map(64)),
-    text(
-        "pod.labels{}",
-        (0, 63),
-        "self.matches('^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$')",
-        "a label's value has at most 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends",
-    ),
+    label_value("pod.labels{}"),
     form("pod.annotations", Form::Map(64)),
     form("pod.nodeSelector", Form::Map(64)),
+    label_value("pod.nodeSelector{}"),
     form("pod.tolerations", Form::List(0, 64)),
+    one_of("pod.tolerations[].operator", "self in ['', 'Exists', 'Equal']", "write Exists or Equal"),
+    one_of(
+        "pod.tolerations[].effect",
+        "self in ['', 'NoSchedule', 'PreferNoSchedule', 'NoExecute']",
+        "write NoSchedule, PreferNoSchedule or NoExecute; leave it out for all of them",
+    ),
     form("pod.topologySpreadConstraints", Form::List(0, 16)),
-    plain("pod.priorityClassName", 1, 253),
-    plain("pod.runtimeClassName", 1, 253),
-    plain("pod.logLevel", 1, 256),
+    form("pod.topologySpreadConstraints[].maxSkew", Form::Number(1, 10_000)),
+    one_of(
+        "pod.topologySpreadConstraints[].whenUnsatisfiable",
+        "self in ['DoNotSchedule', 'ScheduleAnyway']",
+        "write DoNotSchedule or ScheduleAnyway",
+    ),
+    class("pod.priorityClassName"),
+    class("pod.runtimeClassName"),
+    text(
+        "pod.logLevel",
+        (1, 256),
+        "self.matches('^([A-Za-z0-9_:]+=)?(off|error|warn|info|debug|trace)(,([A-Za-z0-9_:]+=)?(off|error|warn|info|debug|trace))*$')",
+        "write levels (off, error, warn, info, debug, trace), as in info or warn,gateway=debug",
+    ),
 ];

@@ -19,6 +19,7 @@ pub enum Format {
 /// The filter that is wrong, in words.
 pub fn init(format: Format, level: &str) -> Result<(), String> {
     let directives = directives(std::env::var(EnvFilter::DEFAULT_ENV).ok(), level);
+    check(&directives)?;
     let filter = EnvFilter::try_new(&directives)
         .map_err(|error| format!("log level `{directives}`: {error}; expected e.g. `info` or `gateway=debug`"))?;
     let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -34,9 +35,24 @@ fn directives(from_environment: Option<String>, level: &str) -> String {
     from_environment.filter(|text| !text.trim().is_empty()).unwrap_or_else(|| level.to_owned())
 }
 
+/// A word that is no level would be taken for a target, and silence all others.
+fn check(directives: &str) -> Result<(), String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |text: &str| LEVELS.iter().any(|level| text.trim().eq_ignore_ascii_case(level));
+    // `[span]` is another grammar: the filter itself judges it
+    let wrong =
+        directives.split(',').find(|each| !each.contains('[') && !is_level(each.rsplit('=').next().unwrap_or("")));
+    wrong.map_or(Ok(()), |wrong| {
+        Err(format!(
+            "log level `{directives}`: `{wrong}` names none of {}; expected e.g. `info` or `gateway=debug`",
+            LEVELS.join(", ")
+        ))
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use super::directives;
+    use super::{check, directives};
 
     #[test]
     fn the_environment_wins_unless_it_is_empty() {
@@ -48,5 +64,20 @@ mod tests {
         check(Some(""), "info");
         check(Some(" "), "info");
         check(None, "info");
+    }
+
+    #[test]
+    fn what_names_no_level_is_refused() {
+        for (directives, taken) in [
+            ("info", true),
+            ("warn,gateway=debug", true),
+            ("OFF", true),
+            ("inof", false),
+            ("a b", false),
+            ("warn,x=inof", false),
+            ("", false),
+        ] {
+            assert_eq!(check(directives).is_ok(), taken, "{directives}");
+        }
     }
 }
