@@ -35,6 +35,8 @@ const USER: &str = "story";
 const HUB_CA: &str = "hub-ca";
 /// From the ProtocolGateway being declared until devices can connect. A busy machine starts pods slowly.
 const READY_TIMEOUT: Duration = Duration::from_mins(3);
+/// kube-proxy writes its rules at most once a second.
+const ROUTED: Duration = Duration::from_secs(2);
 /// Between two looks at the API.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -205,16 +207,20 @@ impl Fleet<'_> {
         }
     }
 
-    /// Waits until devices can connect to what was declared last.
+    /// Waits until devices can connect to what was declared last, to every pod of it.
     ///
     /// # Errors
     /// The time is over: with its conditions.
     pub async fn ready(&self) -> anyhow::Result<Value> {
         let ready = |object: &Value| {
             let seen = object["status"]["observedGeneration"] == object["metadata"]["generation"];
-            seen && condition(object, "Ready").is_some_and(|ready| ready["status"] == "True")
+            let all = object["status"]["readyReplicas"] == object["spec"]["replicas"];
+            seen && all && condition(object, "Ready").is_some_and(|ready| ready["status"] == "True")
         };
-        self.until(&format!("{} is ready", self.name), READY_TIMEOUT, ready).await
+        let object = self.until(&format!("{} is ready", self.name), READY_TIMEOUT, ready).await?;
+        // a pod that no device finds would make a story of nobody
+        tokio::time::sleep(ROUTED).await;
+        Ok(object)
     }
 
     /// Its pods that are not on their way out.
