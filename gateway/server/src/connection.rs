@@ -526,10 +526,7 @@ impl Connection {
             .inflight
             .add(in_flight.commands.cast_signed() as i64 - self.in_flight.commands.cast_signed() as i64);
         self.in_flight = in_flight;
-        if let Some(entry) = core.roster.borrow_mut().get_mut(self.place.key as usize) {
-            entry.in_flight = in_flight;
-            entry.silent_since = now.monotonic;
-        }
+        core.note_in_flight(self.place.key, in_flight, now.monotonic);
     }
 
     fn rearm(&mut self, core: &Core, now: Millis) {

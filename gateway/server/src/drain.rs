@@ -15,7 +15,10 @@ use std::{
 };
 
 use gateway_core::{
-    drain::{self, Cause, Counts, Drain, Grant, Order, Refused, Report, share::share},
+    drain::{
+        self, Cause, Counts, Drain, Grant, Order, Refused, Report,
+        share::{share, share_in_turn},
+    },
     time::Millis,
 };
 use tokio::sync::Notify;
@@ -52,6 +55,8 @@ struct CoreCounts {
     unused: u64,
     distrusted: u64,
     connections: u64,
+    /// With messages under way and not told to go.
+    busy: u64,
 }
 
 impl Drains {
@@ -159,20 +164,24 @@ impl State {
         self.drain.poll_timeout(now)
     }
 
-    /// To each core its share, by the devices that it has left to tell.
+    /// To each core its share of what it has left to tell, idle devices of any core before the busy ones of all.
     fn hand_out(&mut self, shared: &Shared, cores: &[CoreCounts], grant: Grant) {
-        let weights: Vec<u64> = cores
-            .iter()
-            .zip(&self.told)
-            .map(|(core, told)| {
-                if grant.cause == Cause::CertificateAuthority {
-                    return core.distrusted;
-                }
-                let departing = told.saturating_sub(core.closed).saturating_sub(core.unused);
-                core.connections.saturating_sub(departing)
-            })
-            .collect();
-        let shares = share(grant.count, &weights);
+        let weights = |of: &dyn Fn(u64, &CoreCounts) -> u64| -> Vec<u64> {
+            cores
+                .iter()
+                .zip(&self.told)
+                .map(|(core, told)| {
+                    let departing = told.saturating_sub(core.closed).saturating_sub(core.unused);
+                    of(core.connections.saturating_sub(departing), core)
+                })
+                .collect()
+        };
+        let shares = if grant.cause == Cause::CertificateAuthority {
+            share(grant.count, &weights(&|_, core| core.distrusted))
+        } else {
+            let idle = weights(&|left, core| left.saturating_sub(core.busy));
+            share_in_turn(grant.count, &idle, &weights(&|left, core| left.min(core.busy)))
+        };
         let mut undelivered = grant.count - shares.iter().sum::<u64>();
         for (index, count) in shares.into_iter().enumerate().filter(|(_, count)| *count > 0) {
             match shared.cores[index].try_send(core::Order::LetGo(count, grant.cause)) {
@@ -206,7 +215,13 @@ impl State {
             // a device counted as gone is no longer counted as connected
             fence(Acquire);
             let of = |gauge: &Gauge| u64::try_from(gauge.get()).unwrap_or(0);
-            CoreCounts { closed, unused, distrusted: of(&core.distrusted), connections: of(&core.connections) }
+            CoreCounts {
+                closed,
+                unused,
+                distrusted: of(&core.distrusted),
+                connections: of(&core.connections),
+                busy: of(&core.busy),
+            }
         };
         shared.registry.cores.iter().map(read).collect()
     }

@@ -207,6 +207,8 @@ pub struct Metrics {
     pub handshakes: Gauge,
     /// Devices connected whose certificate is not trusted any more.
     pub distrusted: Gauge,
+    /// Devices connected with messages under way, those left out that were told to go. Not exported: a drain asks for it.
+    pub busy: Gauge,
     /// Every connection, once its CONNECT is decided or it ended before.
     pub connects: Labelled<ConnectResult, Counter>,
     /// Connections that ended before an accepted CONNECT, by reason.

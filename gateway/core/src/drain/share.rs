@@ -24,11 +24,33 @@ pub fn share(count: u64, weights: &[u64]) -> Vec<u64> {
     shares
 }
 
+/// `count` in shares of `first`, and of `then` only what `first` has not: one share for each place, of both together.
+pub fn share_in_turn(count: u64, first: &[u64], then: &[u64]) -> Vec<u64> {
+    let mut shares = share(count, first);
+    let left = count - shares.iter().sum::<u64>();
+    for (share, more) in shares.iter_mut().zip(share(left, then)) {
+        *share += more;
+    }
+    shares
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::share;
+    use super::{share, share_in_turn};
+
+    #[test]
+    fn the_second_are_asked_for_what_the_first_have_not() {
+        let check = |count, first: &[u64], then: &[u64], expected: &[u64]| {
+            assert_eq!(share_in_turn(count, first, then), expected, "{count} {first:?} {then:?}");
+        };
+        check(4, &[0, 4], &[4, 0], &[0, 4]);
+        check(5, &[0, 4], &[4, 0], &[1, 4]);
+        check(4, &[3, 5], &[9, 0], &[2, 2]);
+        check(9, &[1, 1], &[1, 1], &[2, 2]);
+        check(0, &[1, 1], &[1, 1], &[0, 0]);
+    }
 
     #[test]
     fn shares_are_in_proportion() {
