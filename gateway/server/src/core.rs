@@ -281,7 +281,8 @@ async fn serve(parts: Parts) {
         }
     };
     core.drain(deadline, &mut orders).await;
-    core.upstream.shutdown().await;
+    let left = deadline.since(core.clock.monotonic());
+    core.upstream.shutdown(left.max(GOODBYE)).await;
     timers.abort();
 }
 

@@ -98,10 +98,10 @@ impl Upstream {
     }
 
     /// Closes every AMQP connection in good order, once what was handed over is settled; returns when all are closed or
-    /// `request_timeout` has passed. No device is taken from now on.
-    pub async fn shutdown(&self) {
+    /// `within` has passed. No device is taken from now on.
+    pub async fn shutdown(&self, within: Duration) {
         self.0.drain();
-        let deadline = tokio::time::Instant::now() + self.0.target().limits.request_timeout;
+        let deadline = tokio::time::Instant::now() + within;
         while self.0.running.get() > 0 && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

@@ -1,6 +1,8 @@
 //! An AMQP broker instead of an IoT Hub: SASL, no tokens, addresses by template. The hub plays the broker: it takes
 //! PLAIN and EXTERNAL too.
 
+use std::time::Duration;
+
 use gateway_core::{
     message::{Outcome, Settlement},
     settings::Upstream,
@@ -28,7 +30,7 @@ async fn works(world: &World) {
     enqueue(world, "d1", "c1");
     device.link.settle(device.command().await.tag, Settlement::Accepted);
     device.send_all("b-", 50, 8).await;
-    upstream.shutdown().await;
+    upstream.shutdown(Duration::from_secs(30)).await;
 }
 
 fn with_sasl_plain(tls: bool) {

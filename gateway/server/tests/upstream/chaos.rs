@@ -93,7 +93,7 @@ fn survives(seed: u64, verify: Verify) -> u64 {
             }
         }
         until("nothing is in flight", || world.metrics.up.inflight.get() == 0).await;
-        upstream.shutdown().await;
+        upstream.shutdown(Duration::from_secs(30)).await;
         assert_eq!(world.metrics.upstream_links.get(), 0, "seed {seed}");
         assert_eq!(world.metrics.upstream_credit.get(), 0, "seed {seed}");
         let connections: i64 = world.metrics.upstream_connections.iter().map(|(_, gauge)| gauge.get()).sum();

@@ -289,7 +289,7 @@ fn shutdown_settles_what_is_in_flight_and_closes_in_good_order() {
         let device = Device::open(&upstream, "d1");
         world.inject(Fault::new(Action::Delay { ms: 200 }).at(Point::Telemetry).count(1));
         device.send(1, "m");
-        upstream.shutdown().await;
+        upstream.shutdown(Duration::from_secs(30)).await;
         assert_eq!(device.outcome().await, (1, Outcome::Accepted));
         until("the hub sees no connection", || world.connections() == 0).await;
         let refused = Device::try_open(&upstream, "d1").err().map(|refused| refused.reason);
