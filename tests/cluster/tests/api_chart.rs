@@ -34,6 +34,24 @@ const EVERYTHING: &[&str] = &[
     "podAnnotations.note=x",
     "nodeSelector.pool=system",
     "tolerations[0].operator=Exists",
+    "tolerations[1].key=pool",
+    "tolerations[1].value=system",
+    "tolerations[1].effect=NoExecute",
+    "tolerations[1].tolerationSeconds=60",
+    "topologySpreadConstraints[0].maxSkew=1",
+    "topologySpreadConstraints[0].minDomains=2",
+    "topologySpreadConstraints[0].topologyKey=kubernetes.io/hostname",
+    "topologySpreadConstraints[0].whenUnsatisfiable=DoNotSchedule",
+    "topologySpreadConstraints[0].labelSelector.matchLabels.team=iot",
+    "topologySpreadConstraints[0].nodeTaintsPolicy=Honor",
+    "affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution[0].topologyKey=kubernetes.io/hostname",
+    "affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution[0].labelSelector.matchLabels.team=iot",
+    "affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].weight=1",
+    "affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].preference.matchExpressions[0].key=a",
+    "affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].preference.matchExpressions[0].operator=In",
+    "affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].preference.matchExpressions[0].values={b}",
+    "resources.limits.cpu=2",
+    "podDisruptionBudget.maxUnavailable=50%",
     "serviceAccount.name=own",
 ];
 
@@ -97,9 +115,33 @@ fn values_that_cannot_work_are_refused_with_their_name() {
     check("log.format=xml", "/log/format");
     check("log.level=", "/log/level");
     check("podDisruptionBudget.maxUnavailable=200%", "/podDisruptionBudget/maxUnavailable");
+    check("podDisruptionBudget.maxUnavailable=0", "got 0, want 1");
+    check("podDisruptionBudget.maxUnavailable=0%", "'0%' does not match");
     check("networkPolicy.apiServerPorts={}", "/networkPolicy/apiServerPorts");
     check("monitoring.podMonitor.interval=often", "/monitoring/podMonitor/interval");
     check("fullnameOverride=No_Name", "/fullnameOverride");
+    // the chart's own labels and annotations: a key twice is no YAML
+    check(r"podLabels.app\.kubernetes\.io/name=x", "'/podLabels/app.kubernetes.io~1name'");
+    check(r"podLabels.app\.kubernetes\.io/part-of=x", "'/podLabels/app.kubernetes.io~1part-of'");
+    check(r"podLabels.helm\.sh/chart=x", "'/podLabels/helm.sh~1chart'");
+    check(r"monitoring.rules.labels.helm\.sh/chart=x", "'/monitoring/rules/labels/helm.sh~1chart'");
+    check(
+        r"podAnnotations.kubectl\.kubernetes\.io/default-container=x",
+        "'/podAnnotations/kubectl.kubernetes.io~1default-container'",
+    );
+    check("podLabels.team=i o t", "/podLabels/team");
+    check("podLabels.te am=iot", "invalid propertyName 'te am'");
+    check("nodeSelector.pool=-", "/nodeSelector/pool");
+    check("tolerations[0].operater=Exists", "'operater' not allowed");
+    check("tolerations[0].effect=NoStart", "/tolerations/0/effect");
+    check("topologySpreadConstraints[0].maxSkew=1", "missing properties 'topologyKey', 'whenUnsatisfiable'");
+    check("topologySpreadConstraints[0].maxSkew=0", "/topologySpreadConstraints/0/maxSkew");
+    check("topologySpreadConstraints[0].topology=zone", "'topology' not allowed");
+    check("affinity.nodeAfinity.x=1", "'nodeAfinity' not allowed");
+    check("affinity.podAntiAffinity.required=1", "'required' not allowed");
+    check("priorityClassName=Very High", "/priorityClassName");
+    check("resources.limits.memory=lots", "/resources/limits/memory");
+    check("resources.request.cpu=1", "'request' not allowed");
 }
 
 #[test]

@@ -35,16 +35,21 @@ pub fn build_anywhere_alike<const N: usize>(
     profile: Profile,
 ) -> anyhow::Result<[PathBuf; N]> {
     let target = std::path::absolute(target)?;
-    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cargo")));
-    let places = [(Some(target.clone()), "/target"), (Some(process::workspace_root()), "/source"), (home, "/cargo")];
     // one argument a line: paths may hold blanks
-    let remap =
-        places.into_iter().filter_map(|(from, to)| Some(format!("--remap-path-prefix={}={to}", from?.display())));
+    let remap = places(&target).into_iter().map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()));
     let mut command = cargo();
     command.env("CARGO_ENCODED_RUSTFLAGS", remap.collect::<Vec<_>>().join("\u{1f}"));
     command.env("CARGO_TARGET_DIR", &target).env("CARGO_INCREMENTAL", "0");
     build_with(&mut command, &target, programs, profile)
+}
+
+/// Where this machine has what programs in `target` are built from, and what such programs call it.
+pub fn places(target: &Path) -> Vec<(PathBuf, &'static str)> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cargo")));
+    let places =
+        [(Some(target.to_path_buf()), "/target"), (Some(process::workspace_root()), "/source"), (home, "/cargo")];
+    places.into_iter().filter_map(|(from, to)| Some((from?, to))).collect()
 }
 
 fn cargo() -> Command {

@@ -94,7 +94,8 @@ impl Image {
         let layer = self.layer()?;
         let config = serde_json::to_vec(&self.config(&layer))?;
         let (layer, kind) = if self.compress {
-            (gzip(&layer)?, "application/vnd.oci.image.layer.v1.tar+gzip")
+            // without name and time, so that the same bytes give the same bytes
+            (gzip(&["--no-name", "-9"], &layer)?, "application/vnd.oci.image.layer.v1.tar+gzip")
         } else {
             (layer, "application/vnd.oci.image.layer.v1.tar")
         };
@@ -204,10 +205,10 @@ fn library(line: &str) -> Option<&str> {
     path.starts_with('/').then_some(path)
 }
 
-/// Without name and time, so that the same bytes give the same bytes.
-fn gzip(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
+/// What gzip makes of these bytes.
+pub(crate) fn gzip(arguments: &[&str], bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
     let mut child = Command::new("gzip")
-        .args(["--no-name", "-9"])
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

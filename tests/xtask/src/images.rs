@@ -9,6 +9,7 @@ use anyhow::ensure;
 use xtask::{
     build,
     image::Written,
+    inspect,
     product::{self, Product},
     step::{say, step},
 };
@@ -30,10 +31,12 @@ pub(crate) struct Arguments {
 /// Builds, writes, says what there is.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let directory = arguments.output.clone().unwrap_or_else(|| build::target().join("images"));
+    let target = build::target().join("image");
     let products = step("build gateway and operator", || {
-        if arguments.dev { product::for_tests() } else { product::shipped(&build::target().join("image")) }
+        if arguments.dev { product::for_tests() } else { product::shipped(&target) }
     })?;
-    let written = write(&products, &directory)?;
+    let unnamed = if arguments.dev { Vec::new() } else { inspect::unnamed(&target)? };
+    let written = write(&products, &directory, &unnamed)?;
     for (product, written) in products.iter().zip(&written) {
         println!("{}  {}  {:.1} MiB", product.image.name, written.digest, written.bytes as f64 / f64::from(1 << 20));
         say(&format!("{}", archive(&directory, product).display()));
@@ -51,7 +54,7 @@ fn check(directory: &Path, expected: &[Written]) -> anyhow::Result<()> {
         fs::remove_dir_all(&target)?;
     }
     let again = step("build them once more, elsewhere", || product::shipped(&target))?;
-    let again = write(&again, &directory.join("check"))?;
+    let again = write(&again, &directory.join("check"), &inspect::unnamed(&target)?)?;
     fs::remove_dir_all(&target)?;
     ensure!(again == expected, "the second build made other images: {again:?}, not {expected:?}");
     fs::remove_dir_all(directory.join("check"))?;
@@ -59,11 +62,16 @@ fn check(directory: &Path, expected: &[Written]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write(products: &[Product], directory: &Path) -> anyhow::Result<Vec<Written>> {
+/// Writes the images and reads them back; what a build for others must not name is `unnamed`.
+fn write(products: &[Product], directory: &Path, unnamed: &[PathBuf]) -> anyhow::Result<Vec<Written>> {
     fs::create_dir_all(directory)?;
     let each = products.iter().map(|product| {
         fs::write(directory.join(format!("{}.cdx.json", product.program)), &product.bill)?;
-        product.image.write(&archive(directory, product))
+        let archive = archive(directory, product);
+        let written = product.image.write(&archive)?;
+        let faults = inspect::faults(product, &archive, unnamed)?;
+        ensure!(faults.is_empty(), "{} must not be shipped: {}", archive.display(), faults.join("; "));
+        Ok(written)
     });
     each.collect()
 }

@@ -5,6 +5,7 @@
 pub mod build;
 pub mod cache;
 pub mod image;
+pub mod inspect;
 pub mod packages;
 pub mod process;
 pub mod product;

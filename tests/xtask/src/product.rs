@@ -20,7 +20,7 @@ pub const REGISTRY: &str = "protocolgateway.io";
 /// The programs, each in the package of its name.
 pub const PROGRAMS: [&str; 2] = ["gateway", "operator"];
 /// Whom the programs trust where they are told nothing.
-const CA_CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+pub(crate) const CA_CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// An image that was not written yet, and what its program is made of.
 #[derive(Debug)]
@@ -97,12 +97,16 @@ fn stripped(program: &Path) -> anyhow::Result<PathBuf> {
     let directory = program.with_file_name("stripped");
     fs::create_dir_all(&directory)?;
     let to = directory.join(program.file_name().context("a program has a name")?);
-    process::run_quietly(Command::new("strip").args(["--strip-debug", "-o"]).arg(&to).arg(program))
+    // whoever reads the one of before, reads it to its end
+    let new = to.with_extension(std::process::id().to_string());
+    process::run_quietly(Command::new("strip").args(["--strip-debug", "-o"]).arg(&new).arg(program))
         .context("strip comes with the C compiler's package binutils")?;
+    fs::rename(new, &to)?;
     Ok(to)
 }
 
-fn labels(program: &str) -> std::collections::BTreeMap<String, String> {
+/// The labels of a program's image, by their full names.
+pub(crate) fn labels(program: &str) -> std::collections::BTreeMap<String, String> {
     let description = match program {
         "operator" => "Kubernetes operator for fleets of IoT protocol gateways",
         _ => "MQTT to AMQP 1.0 protocol gateway",
