@@ -1,5 +1,8 @@
 //! What a real API server says to the table `specs.yaml`: the same as `specs.rs` says without one.
 
+#[path = "support/table.rs"]
+mod table;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -9,34 +12,11 @@ use kube::{
     Api, Resource,
     api::{Patch, PatchParams, PostParams, Request},
 };
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
+use table::{Case, Table};
 
 /// A definition is established after some hundred milliseconds; a busy machine takes longer.
 const ESTABLISHED_TIMEOUT: Duration = Duration::from_secs(30);
-
-#[derive(Deserialize)]
-struct Table {
-    valid: Vec<Case>,
-    gateway: Vec<Case>,
-    cluster: Vec<Case>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Case {
-    #[serde(rename = "case")]
-    title: String,
-    #[serde(default = "default_name")]
-    name: String,
-    spec: Value,
-    #[serde(default)]
-    error: String,
-}
-
-fn default_name() -> String {
-    "gw".to_owned()
-}
 
 #[tokio::test]
 #[ignore = "level api: cargo xtask test api"]
@@ -44,11 +24,11 @@ async fn the_api_server_takes_what_works_and_refuses_the_rest_with_words_that_he
     let cluster = Cluster::api().await.expect("a cluster");
     let test = async |story: &Story| {
         define(story).await?;
-        let table: Table = serde_yaml::from_str(include_str!("specs.yaml"))?;
-        let judged = table.valid.len() + table.gateway.len() + table.cluster.len();
+        let table = Table::read();
+        let judged = table.cases().count();
         ensure!(judged >= 60, "the table holds only {judged} cases");
         let mut wrong = Vec::new();
-        for case in table.valid.iter().chain(&table.gateway).chain(&table.cluster) {
+        for case in table.cases() {
             let answer = create(story, case).await;
             let refused = answer.as_ref().err();
             let right = match (case.error.as_str(), refused) {
@@ -111,15 +91,10 @@ async fn define(story: &Story) -> anyhow::Result<()> {
 /// As `kubectl create --dry-run=server` would: unknown fields are refused.
 async fn create(story: &Story, case: &Case) -> Result<(), String> {
     let url = crds::ProtocolGateway::url_path(&(), Some(&story.namespace));
-    let object = json!({
-        "apiVersion": crds::API_VERSION,
-        "kind": crds::KIND,
-        "metadata": {"name": case.name},
-        "spec": case.spec,
-    });
     let parameters = PostParams { dry_run: true, ..PostParams::default() };
-    let mut request =
-        Request::new(url).create(&parameters, object.to_string().into_bytes()).expect("the parameters are in form");
+    let mut request = Request::new(url)
+        .create(&parameters, case.object().to_string().into_bytes())
+        .expect("the parameters are in form");
     // kube has no word for it
     let strict = format!("{}&fieldValidation=Strict", request.uri());
     *request.uri_mut() = strict.parse().expect("a query can be longer");
