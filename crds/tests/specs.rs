@@ -56,6 +56,57 @@ fn the_table_holds_what_the_issue_asks_for() {
     assert!(Table::read().cases().count() >= 60);
 }
 
+/// Words of which one is in every message: what is wrong is not enough.
+const TELLING: [&str; 14] = [
+    "set ", "write ", "give ", "name ", "use ", "choose ", "raise ", "lower ", "keep ", "leave ", "must ", "need ",
+    "takes ", "are ",
+];
+
+#[test]
+fn every_rule_has_a_message_that_says_what_to_do() {
+    let server = ApiServer::new();
+    let mut rules = 0;
+    walk(server.schema(), "", &mut |path: &str, schema: &Value| {
+        for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
+            rules += 1;
+            let message = rule["message"].as_str().unwrap_or_default();
+            assert!(TELLING.iter().any(|word| message.contains(word)), "{path}: {message:?}: {}", rule["rule"]);
+        }
+    });
+    assert!(rules >= 60, "{rules} rules were looked at");
+}
+
+#[test]
+fn every_field_is_described() {
+    let server = ApiServer::new();
+    let (mut fields, mut silent) = (0, Vec::new());
+    walk(server.schema(), "", &mut |path: &str, schema: &Value| {
+        for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+            // the API server says what those of every object are
+            let of_every_object = path.is_empty() && ["apiVersion", "kind", "metadata"].contains(&name.as_str());
+            fields += 1;
+            if !of_every_object && field["description"].as_str().is_none_or(|text| text.trim().len() < 8) {
+                silent.push(format!("{path}.{name}"));
+            }
+        }
+    });
+    assert_eq!(silent, Vec::<String>::new(), "of {fields} fields");
+    assert!(fields >= 250, "{fields} fields were looked at");
+}
+
+/// Every schema in a schema, with its path.
+fn walk(schema: &Value, path: &str, look: &mut impl FnMut(&str, &Value)) {
+    look(path, schema);
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        walk(field, &format!("{path}.{name}"), look);
+    }
+    for (key, sign) in [("items", "[]"), ("additionalProperties", "{}")] {
+        if schema[key].is_object() {
+            walk(&schema[key], &format!("{path}{sign}"), look);
+        }
+    }
+}
+
 #[test]
 fn every_rule_compiles() {
     let server = ApiServer::new();
