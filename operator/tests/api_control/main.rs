@@ -3,6 +3,7 @@
 
 mod pretend;
 mod support;
+mod writers;
 
 use anyhow::ensure;
 use cluster::Story;
