@@ -124,6 +124,12 @@ async fn what_somebody_changes_or_deletes_is_put_right() {
             })
         })
         .await?;
+        let serving = kind("Secret").api(&story.client, Some(&story.namespace));
+        serving.patch("gw-tls", &PatchParams::default(), &Patch::Merge(json!({"data": {"ca.crt": null}}))).await?;
+        until(story, kind("Secret"), "gw-tls", "whom to trust is put right", |found| {
+            found.is_some_and(|found| found["data"]["ca.crt"].is_string())
+        })
+        .await?;
         // without the label no watch tells of it
         change("NetworkPolicy", json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": null}}})).await?;
         until(story, kind("NetworkPolicy"), "gw", "labels are put right", |found| {

@@ -6,18 +6,21 @@ use crds::{ProtocolGateway, ProtocolGatewayStatus};
 use kube::{
     Api,
     api::{Patch, PatchParams},
+    core::DynamicObject,
 };
 use operator::{
     apply::{Memory, Writer, status::Told},
+    desired::Desired,
     error::{Kind as Failure, Step},
-    kinds::GATEWAY,
+    kinds::{GATEWAY, SECRET},
     lease::Leadership,
     metrics::Metrics,
+    names,
     observe::{mirror::Mirror, secrets::Secrets},
 };
 use serde_json::{Value, json};
 
-use crate::support::{Operator, at_rest, condition, declare, same, spec, story, until};
+use crate::support::{Operator, at_rest, condition, declare, find, same, spec, story, until};
 
 fn writer(story: &Story, epoch: i64) -> Writer {
     Writer {
@@ -97,4 +100,41 @@ fn conflicts(operator: &Operator) -> u64 {
     let text = operator.metrics.text();
     let counted = text.lines().filter(|line| line.starts_with("operator_conflicts_total{step=\"status\"}"));
     counted.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+#[tokio::test]
+#[ignore = "level api: cargo xtask test api"]
+async fn a_secret_that_somebody_wrote_to_since_it_was_looked_at_is_not_deleted() {
+    story("keys", async |story: &Story| {
+        let operator = Operator::start(story);
+        declare(story, "gw", spec(json!({}))).await?;
+        condition(story, "gw", "Degraded", ("False", "AsDesired")).await?;
+        operator.stop().await?;
+        let gateways: Api<ProtocolGateway> = Api::namespaced(story.client.clone(), &story.namespace);
+        let gateway = gateways.get("gw").await?;
+        let secrets = SECRET.api(&story.client, Some(&story.namespace));
+        let writer = writer(story, 1);
+        let see = |secret: DynamicObject| drop(writer.mirror.put(&SECRET, secret));
+        see(secrets.get("gw-tls").await?);
+        let theirs = json!({"metadata": {"annotations": {"theirs": "now"}}});
+        secrets.patch("gw-tls", &PatchParams::default(), &Patch::Merge(&theirs)).await?;
+
+        let others = names::secrets("gw").into_iter().filter(|name| name != "gw-tls");
+        let desired = Desired {
+            objects: Vec::new(),
+            certificates: Vec::new(),
+            secrets: others.collect(),
+            problems: Vec::new(),
+            replicas: None,
+            kept: std::collections::BTreeSet::new(),
+        };
+        let refused = writer.prune(&gateway, &desired).await.err().context("it is another one now")?;
+        same(&refused.kind, &Failure::Conflict, "the refusal")?;
+        see(secrets.get("gw-tls").await?);
+        writer.prune(&gateway, &desired).await?;
+        ensure!(find(story, &SECRET, "gw-tls").await?.is_none(), "it goes once it was looked at");
+        ensure!(find(story, &SECRET, "gw-control").await?.is_some(), "what is wanted stays");
+        Ok(())
+    })
+    .await;
 }
