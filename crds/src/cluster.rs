@@ -171,6 +171,7 @@ pub struct Service {
     pub type_: ServiceType,
     /// Annotations of the Service, such as those that your cloud's load balancer reads.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[x_kube(validation = rules::keys_are_names())]
     pub annotations: BTreeMap<String, String>,
     /// Local keeps the devices' addresses and their connections when other nodes go. Default: Local, where the type knows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -225,20 +226,23 @@ pub struct Pod {
     pub image_pull_secrets: Vec<LocalObjectReference>,
     /// CPU and memory. Default: requests of 500m and 256Mi, a memory limit of 1Gi.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::resources_are_known(), validation = rules::requests_fit_limits())]
     pub resources: Option<ResourceRequirements>,
     /// Labels of the pods, beside the operator's.
     #[serde(default, skip_serializing_if = "is_default")]
-    #[x_kube(validation = rules::labels_are_not_ours())]
+    #[x_kube(validation = rules::labels_are_not_ours(), validation = rules::keys_are_names())]
     pub labels: BTreeMap<String, String>,
     /// Annotations of the pods, beside the operator's.
     #[serde(default, skip_serializing_if = "is_default")]
-    #[x_kube(validation = rules::labels_are_not_ours())]
+    #[x_kube(validation = rules::labels_are_not_ours(), validation = rules::keys_are_names())]
     pub annotations: BTreeMap<String, String>,
     /// Labels that nodes must have.
     #[serde(default, skip_serializing_if = "is_default")]
+    #[x_kube(validation = rules::keys_are_names())]
     pub node_selector: BTreeMap<String, String>,
     /// Taints of nodes to put up with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(validation = rules::tolerations_are_whole(), validation = rules::only_no_execute_waits())]
     pub tolerations: Vec<Toleration>,
     /// Which nodes, and beside which pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]

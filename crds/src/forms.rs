@@ -140,7 +140,8 @@ fn write(node: &mut Map<String, Value>, field: &Field) {
             String::new()
         }
         Form::KubernetesQuantity => {
-            add_rule(node, "isQuantity(string(self))", "write a quantity as in 500m, 2, 256Mi or 1Gi");
+            let rule = "isQuantity(string(self)) && !string(self).startsWith('-')";
+            add_rule(node, rule, "write a quantity of at least 0, as in 500m, 2, 256Mi or 1Gi");
             String::new()
         }
     };

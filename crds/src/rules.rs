@@ -6,6 +6,10 @@ use kube::core::Rule;
 
 use crate::forms::{bytes, is_size, is_time};
 
+/// CEL: a key of labels or annotations.
+pub(crate) const KEY: &str =
+    "^([A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
+
 /// CEL: the field is there. `path` is below the spec.
 fn has(path: &str) -> String {
     let names: Vec<&str> = path.split('.').collect();
@@ -289,6 +293,61 @@ pub(crate) fn node_ports_are_unique() -> Rule {
         "!has(self.nodePorts) || self.nodePorts.all(a, self.nodePorts.exists_one(b, self.nodePorts[a] == self.nodePorts[b]))",
         ".nodePorts",
         "give every listener a node port of its own",
+    )
+}
+
+/// A key of labels or annotations, as Kubernetes writes them.
+pub(crate) fn keys_are_names() -> Rule {
+    rule(
+        format!("self.all(key, key.matches('{KEY}'))"),
+        "",
+        "write keys of at most 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends, and before them, if \
+         anything, a domain and '/', as in example.com/team",
+    )
+}
+
+pub(crate) fn resources_are_known() -> Rule {
+    let known = "key in ['cpu', 'memory', 'ephemeral-storage'] || key.startsWith('hugepages-') || key.contains('/')";
+    let all = |list: &str| format!("(!has(self.{list}) || self.{list}.all(key, {known}))");
+    rule(
+        format!("{} && {}", all("limits"), all("requests")),
+        "",
+        "name cpu, memory, ephemeral-storage, hugepages-… or a resource with a domain, such as example.com/nic",
+    )
+}
+
+/// One by one: what the API server reckons for all of a list's quantities is too much.
+pub(crate) fn requests_fit_limits() -> Rule {
+    let fits = |key: &str| {
+        let [request, limit] = ["requests", "limits"].map(|list| format!("string(self.{list}['{key}'])"));
+        format!(
+            "(!('{key}' in self.requests && '{key}' in self.limits) || !isQuantity({request}) || !isQuantity({limit}) || \
+             quantity({request}).compareTo(quantity({limit})) <= 0)"
+        )
+    };
+    let all = ["cpu", "memory", "ephemeral-storage"].map(fits).join(" && ");
+    rule(
+        format!("!has(self.limits) || !has(self.requests) || ({all})"),
+        "",
+        "a pod is given no more than its limits: lower requests or raise limits",
+    )
+}
+
+pub(crate) fn tolerations_are_whole() -> Rule {
+    rule(
+        "self.all(t, has(t.operator) && t.operator == 'Exists' ? (!has(t.value) || t.value == '') : (has(t.key) && t.key != \
+         ''))",
+        "",
+        "a toleration has a key, and a value if its operator is Equal; with operator Exists leave the value out, and the key \
+         out for all taints",
+    )
+}
+
+pub(crate) fn only_no_execute_waits() -> Rule {
+    rule(
+        "self.all(t, !has(t.tolerationSeconds) || (has(t.effect) && t.effect == 'NoExecute'))",
+        "",
+        "tolerationSeconds is for effect NoExecute: write that effect, or leave the seconds out",
     )
 }
 

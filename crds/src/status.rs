@@ -30,7 +30,7 @@ pub struct ProtocolGatewayStatus {
     /// Devices connected now, on all pods, draining ones too. Absent while no pod can be asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<i64>,
-    /// The pods.
+    /// The pods that there are, and what each of them said last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub pods: Vec<PodStatus>,
@@ -88,7 +88,7 @@ pub enum PodPhase {
 pub struct Drain {
     /// Name of the pod.
     pub pod: String,
-    /// Why.
+    /// Why it is emptied.
     pub cause: DrainCause,
     /// What it is at.
     #[serde(default)]
@@ -141,7 +141,7 @@ pub enum DrainState {
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LastRebalance {
-    /// When.
+    /// When it ended.
     pub ended_at: Time,
     /// How many in a row left the pods uneven: the next one is tried later each time.
     #[serde(default)]
@@ -184,8 +184,8 @@ pub struct LastScale {
     pub from: i32,
     /// Pods after.
     pub to: i32,
-    /// Why.
+    /// Why there were to be more or fewer.
     pub reason: String,
-    /// When.
+    /// When it began.
     pub time: Time,
 }

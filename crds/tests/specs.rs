@@ -4,46 +4,12 @@ mod support;
 
 use crds::ProtocolGateway;
 use gateway_core::config::{Admin, ConfigError};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
-use self::support::ApiServer;
-
-#[derive(Deserialize)]
-struct Table {
-    valid: Vec<Case>,
-    gateway: Vec<Case>,
-    cluster: Vec<Case>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Case {
-    #[serde(rename = "case")]
-    title: String,
-    #[serde(default = "default_name")]
-    name: String,
-    spec: Value,
-    #[serde(default)]
-    error: String,
-}
-
-fn default_name() -> String {
-    "gw".to_owned()
-}
-
-fn table() -> Table {
-    serde_yaml::from_str(include_str!("specs.yaml")).expect("the table is of the form")
-}
-
-fn object(case: &Case) -> Value {
-    json!({
-        "apiVersion": crds::API_VERSION,
-        "kind": crds::KIND,
-        "metadata": {"name": case.name, "namespace": "default"},
-        "spec": case.spec,
-    })
-}
+use self::support::{
+    ApiServer,
+    table::{Case, Table},
+};
 
 /// What the gateway itself says to the gateway half, as the operator would write it.
 fn gateway_check(stored: &Value) -> Result<(), String> {
@@ -56,30 +22,30 @@ fn gateway_check(stored: &Value) -> Result<(), String> {
 #[test]
 fn what_works_is_taken_and_works_in_a_gateway() {
     let server = ApiServer::new();
-    for case in table().valid {
-        assert_eq!(server.create(&object(&case)), Vec::<String>::new(), "{}", case.title);
-        assert_eq!(gateway_check(&server.stored(&object(&case))), Ok(()), "{}", case.title);
+    for case in Table::read().valid {
+        assert_eq!(server.create(&case.object()), Vec::<String>::new(), "{}", case.title);
+        assert_eq!(gateway_check(&server.stored(&case.object())), Ok(()), "{}", case.title);
     }
 }
 
 #[test]
 fn what_a_gateway_refuses_is_refused_before_it_with_words_that_help() {
     let server = ApiServer::new();
-    for case in table().gateway {
+    for case in Table::read().gateway {
         refuse(&server, &case);
-        assert!(gateway_check(&server.stored(&object(&case))).is_err(), "{}: a gateway takes it", case.title);
+        assert!(gateway_check(&server.stored(&case.object())).is_err(), "{}: a gateway takes it", case.title);
     }
 }
 
 #[test]
 fn what_cannot_work_on_a_cluster_is_refused_with_words_that_help() {
     let server = ApiServer::new();
-    table().cluster.iter().for_each(|case| refuse(&server, case));
+    Table::read().cluster.iter().for_each(|case| refuse(&server, case));
 }
 
 fn refuse(server: &ApiServer, case: &Case) {
     assert!(!case.error.is_empty(), "{}: name the error", case.title);
-    let errors = server.create(&object(case));
+    let errors = server.create(&case.object());
     assert!(errors.iter().any(|error| error.contains(&case.error)), "{}: {errors:#?}", case.title);
     let unevaluated = |error: &&String| error.contains("evaluation") || error.contains("compil");
     assert_eq!(errors.iter().find(unevaluated), None, "{}", case.title);
@@ -87,8 +53,58 @@ fn refuse(server: &ApiServer, case: &Case) {
 
 #[test]
 fn the_table_holds_what_the_issue_asks_for() {
-    let table = table();
-    assert!(table.valid.len() + table.gateway.len() + table.cluster.len() >= 60);
+    assert!(Table::read().cases().count() >= 60);
+}
+
+/// Words of which one is in every message: what is wrong is not enough.
+const TELLING: [&str; 14] = [
+    "set ", "write ", "give ", "name ", "use ", "choose ", "raise ", "lower ", "keep ", "leave ", "must ", "need ",
+    "takes ", "are ",
+];
+
+#[test]
+fn every_rule_has_a_message_that_says_what_to_do() {
+    let server = ApiServer::new();
+    let mut rules = 0;
+    walk(server.schema(), "", &mut |path: &str, schema: &Value| {
+        for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
+            rules += 1;
+            let message = rule["message"].as_str().unwrap_or_default();
+            assert!(TELLING.iter().any(|word| message.contains(word)), "{path}: {message:?}: {}", rule["rule"]);
+        }
+    });
+    assert!(rules >= 60, "{rules} rules were looked at");
+}
+
+#[test]
+fn every_field_is_described() {
+    let server = ApiServer::new();
+    let (mut fields, mut silent) = (0, Vec::new());
+    walk(server.schema(), "", &mut |path: &str, schema: &Value| {
+        for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+            // the API server says what those of every object are
+            let of_every_object = path.is_empty() && ["apiVersion", "kind", "metadata"].contains(&name.as_str());
+            fields += 1;
+            if !of_every_object && field["description"].as_str().is_none_or(|text| text.trim().len() < 8) {
+                silent.push(format!("{path}.{name}"));
+            }
+        }
+    });
+    assert_eq!(silent, Vec::<String>::new(), "of {fields} fields");
+    assert!(fields >= 250, "{fields} fields were looked at");
+}
+
+/// Every schema in a schema, with its path.
+fn walk(schema: &Value, path: &str, look: &mut impl FnMut(&str, &Value)) {
+    look(path, schema);
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        walk(field, &format!("{path}.{name}"), look);
+    }
+    for (key, sign) in [("items", "[]"), ("additionalProperties", "{}")] {
+        if schema[key].is_object() {
+            walk(&schema[key], &format!("{path}{sign}"), look);
+        }
+    }
 }
 
 #[test]
@@ -101,8 +117,8 @@ fn every_rule_compiles() {
 #[test]
 fn the_shortest_spec_is_stored_with_its_defaults() {
     let spec = json!({"upstream": {"iotHub": {"hostName": "contoso.azure-devices.net"}}});
-    let case = Case { title: String::new(), name: default_name(), spec, error: String::new() };
-    let stored = ApiServer::new().stored(&object(&case));
+    let case: Case = serde_json::from_value(json!({"case": "the shortest", "spec": spec})).expect("it is of the form");
+    let stored = ApiServer::new().stored(&case.object());
     assert_eq!(
         stored["spec"],
         json!({

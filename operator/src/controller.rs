@@ -60,6 +60,8 @@ use crate::{
 const CONCURRENCY: usize = 16;
 /// How often a reconcile decides anew because of what it did itself: a CA, what it signs, objects of somebody else's.
 const PASSES_MAX: usize = 6;
+/// So many times in a row somebody else may have written first.
+const CONFLICTS_MAX: u32 = 3;
 /// How long a ProtocolGateway is left alone if nothing changes: certificates come due, and watches may have missed something.
 const REST: Duration = Duration::from_mins(10);
 /// The loop turns at least this often: a sign of life.
@@ -116,6 +118,7 @@ struct World {
 /// Metrics of this part alone.
 struct Own {
     watch_failures: IntCounterVec,
+    conflicts: IntCounterVec,
     panics: prometheus::IntCounter,
 }
 
@@ -124,7 +127,15 @@ impl Own {
         let watch = Opts::new("operator_watch_failures_total", "Watches that failed and were begun anew, by kind.");
         let panics =
             prometheus::IntCounter::new("operator_panics_total", "Reconciles that ended by a fault of the program.");
-        Self { watch_failures: metrics.add(IntCounterVec::new(watch, &["kind"])), panics: metrics.add(panics) }
+        let conflicts = Opts::new(
+            "operator_conflicts_total",
+            "Reconciles that were begun anew because somebody else wrote first, by step.",
+        );
+        Self {
+            watch_failures: metrics.add(IntCounterVec::new(watch, &["kind"])),
+            conflicts: metrics.add(IntCounterVec::new(conflicts, &["step"])),
+            panics: metrics.add(panics),
+        }
     }
 }
 
@@ -312,6 +323,11 @@ impl World {
         self.metrics.reconcile_seconds.with_label_values(&[result]).observe(begun.elapsed().as_secs_f64());
         match &ended {
             Err(failure) if failure.kind == Failure::NotLeader => debug!(gateway = %name, "another replica leads"),
+            // one that does not pass is an error
+            Err(failure) if failure.kind == Failure::Conflict && self.work.queue().failures(name) < CONFLICTS_MAX => {
+                self.own.conflicts.with_label_values(&[&failure.step.to_string()]).inc();
+                info!(gateway = %name, %failure, "decided anew");
+            }
             Err(failure) => {
                 self.metrics.reconcile_errors.with_label_values(&[&failure.step.to_string()]).inc();
                 warn!(gateway = %name, %failure, "reconcile failed");
@@ -329,7 +345,7 @@ impl World {
         }
         let mut gateway = match read(&mirrored) {
             Ok(gateway) => gateway,
-            Err(why) => return self.unreadable(name, &mirrored.body(), &why, Timestamp::now()).await,
+            Err(why) => return self.unreadable(name, (&mirrored.body(), version), &why, Timestamp::now()).await,
         };
         gateway.metadata.resource_version = Some(version);
         memory.is_about(&gateway);
@@ -353,7 +369,7 @@ impl World {
             self.writer.prune(&gateway, desired).await?;
             self.order(&gateway, epoch, &plan, book).await?;
         }
-        let scaled = self.autoscale(&gateway, &seen, book).await?;
+        let scaled = self.autoscale(&mut gateway, &seen, book).await?;
         self.count(&gateway, &plan);
         // what was not taken is known now
         if memory.refused() != seen.refused {

@@ -150,6 +150,10 @@ pub fn references(gateway: &ProtocolGateway, config_in_force: Option<&str>) -> R
     }
     if !configured.is_empty() {
         uses.entry(names::authority(&context.name)).or_default();
+        // what is there is made whole; gateways read no more than the certificate and its key
+        if context.gateway.spec.tls.self_signed.is_some() {
+            uses.entry(names::serving(&context.name)).or_default().extend([Use::Serving, Use::Authority]);
+        }
         uses.entry(names::control_client(&context.name)).or_default().extend([Use::Client, Use::Authority]);
     }
     References { uses, settings: configured.into_iter().next().map(|checked| checked.settings) }

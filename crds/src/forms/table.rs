@@ -53,7 +53,7 @@ const fn label_value(path: &'static str) -> Field {
         path,
         (0, 63),
         "self.matches('^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$')",
-        "a label's value has at most 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends",
+        "write a label's value of at most 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends",
     )
 }
 
@@ -206,6 +206,7 @@ pub(super) const FIELDS: &[Field] = &[
         "write an image as in registry.example/gateway:1.2.3 or registry.example/gateway@sha256:…",
     ),
     form("pod.imagePullSecrets", Form::List(0, 16)),
+    secret("pod.imagePullSecrets[].name"),
     form("pod.resources.limits", Form::Map(8)),
     form("pod.resources.limits{}", Form::KubernetesQuantity),
     form("pod.resources.requests", Form::Map(8)),
@@ -224,6 +225,7 @@ pub(super) const FIELDS: &[Field] = &[
     ),
     form("pod.topologySpreadConstraints", Form::List(0, 16)),
     form("pod.topologySpreadConstraints[].maxSkew", Form::Number(1, 10_000)),
+    plain("pod.topologySpreadConstraints[].topologyKey", 1, 317),
     one_of(
         "pod.topologySpreadConstraints[].whenUnsatisfiable",
         "self in ['DoNotSchedule', 'ScheduleAnyway']",

@@ -3,6 +3,8 @@
 //! What only a real one proves: that it takes the definition (structural, within the CEL cost budget), that its CEL reads the
 //! rules as the library here does, and the exact wording of messages about forms.
 
+pub(crate) mod table;
+
 use std::collections::BTreeSet;
 
 use kube::core::cel::Validator;

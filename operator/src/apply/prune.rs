@@ -28,14 +28,15 @@ impl Writer {
         let is_wanted = |title: &String| wanted.contains(title) || desired.kept.contains(title);
         for (kind, name, object) in named(&self.mirror, gateway) {
             if !is_wanted(&format!("{} {name}", kind.name)) {
-                self.delete(gateway, kind, &name, &object).await?;
+                self.delete(gateway, kind, &name, &object, None).await?;
             }
         }
         let namespace = gateway.namespace().unwrap_or_default();
         for name in names::secrets(&gateway.name_any()) {
-            let secret = self.mirror.get(&SECRET, &Name::new(&namespace, &name));
-            if let Some(secret) = secret.filter(|_| !desired.secrets.contains(&name)) {
-                self.delete(gateway, &SECRET, &name, &secret).await?;
+            let secret = self.mirror.versioned(&SECRET, &Name::new(&namespace, &name));
+            if let Some((secret, version)) = secret.filter(|_| !desired.secrets.contains(&name)) {
+                // keys are gone for good: whoever wrote to it since may have made it theirs
+                self.delete(gateway, &SECRET, &name, &secret, Some(version)).await?;
             }
         }
         Ok(())
@@ -47,6 +48,7 @@ impl Writer {
         kind: &'static Kind,
         name: &str,
         object: &Mirrored,
+        resource_version: Option<String>,
     ) -> Result<(), ReconcileError> {
         if object.ends || !is_ours(&object.owner, gateway) {
             return Ok(());
@@ -54,7 +56,7 @@ impl Writer {
         let namespace = gateway.namespace().unwrap_or_default();
         let title = format!("{} {name}", kind.name);
         // another object of that name is not the one that was looked at
-        let preconditions = Preconditions { uid: Some(object.uid.clone()), resource_version: None };
+        let preconditions = Preconditions { uid: Some(object.uid.clone()), resource_version };
         let parameters = DeleteParams::background().preconditions(preconditions);
         let api = kind.api(&self.client, Some(&namespace));
         let deleted = self.write(Step::Apply, &title, async {

@@ -1,13 +1,11 @@
-//! Writes `/status`, with a field manager of its own, only where it differs.
+//! Writes `/status`, with a field manager of its own, only where it differs, and only over the version that was decided about:
+//! the late write of a leader that was, or one that has not seen what a user changed, is refused and decided anew.
 
 use std::time::{Duration, Instant};
 
 use crds::{ProtocolGateway, ProtocolGatewayStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
-use kube::{
-    ResourceExt,
-    api::{Patch, PatchParams},
-};
+use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 
 use super::{Memory, Writer};
@@ -44,29 +42,29 @@ impl Writer {
         if told != Told::Written(None) {
             return Ok(told);
         }
-        let (namespace, uid) = (gateway.namespace().unwrap_or_default(), gateway.metadata.uid.as_deref());
-        let answer = self.raw_status(&namespace, &gateway.name_any(), uid, &json!(status)).await?;
+        let answer = self.raw_status(&gateway.metadata, &json!(status)).await?;
         memory.status_at = Some(Instant::now());
         Ok(Told::Written(answer.resource_version.filter(|_| answer.generation == gateway.metadata.generation)))
     }
 
-    /// Writes a status that may be of a form that this program does not know.
-    pub async fn raw_status(
-        &self,
-        namespace: &str,
-        name: &str,
-        uid: Option<&str>,
-        status: &Value,
-    ) -> Result<ObjectMeta, ReconcileError> {
+    /// Writes a status that may be of a form that this program does not know, over the version of `about`.
+    pub async fn raw_status(&self, about: &ObjectMeta, status: &Value) -> Result<ObjectMeta, ReconcileError> {
+        let (namespace, name) = (about.namespace.as_deref(), about.name.as_deref().unwrap_or_default());
         let patch = json!({
             "apiVersion": crds::API_VERSION,
             "kind": crds::KIND,
-            // another one of this name has another status
-            "metadata": {"name": name, "namespace": namespace, "uid": uid},
+            "metadata": {
+                "name": name,
+                "namespace": namespace,
+                // another one of this name has another status
+                "uid": about.uid,
+                // somebody else may have written since
+                "resourceVersion": about.resource_version,
+            },
             "status": status,
         });
         let title = format!("{} {name}", crds::KIND);
-        let api = GATEWAY.api(&self.client, Some(namespace));
+        let api = GATEWAY.api(&self.client, namespace);
         let parameters = PatchParams::apply(names::STATUS_MANAGER).force();
         let patch = Patch::Apply(patch);
         let answer = self.write(Step::Status, &title, api.patch_status(name, &parameters, &patch)).await?;

@@ -31,7 +31,7 @@ impl World {
     /// Asks for as many pods as there should be, if nobody else does; after what time to look again.
     pub(super) async fn autoscale(
         &self,
-        gateway: &ProtocolGateway,
+        gateway: &mut ProtocolGateway,
         observed: &Observed,
         book: &mut Book,
     ) -> Result<Option<Duration>, ReconcileError> {
@@ -54,7 +54,9 @@ impl World {
                 PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
             let patch = Patch::Merge(&scale);
             let write = api.patch_scale(&name.name, &parameters, &patch);
-            self.writer.write(Step::Apply, &format!("{} {}", GATEWAY.name, name.name), write).await?;
+            let answer = self.writer.write(Step::Apply, &format!("{} {}", GATEWAY.name, name.name), write).await?;
+            // that change is ours: it stands in the way of no status
+            gateway.metadata.resource_version = answer.metadata.resource_version;
             self.metrics.writes.with_label_values(&["Scale"]).inc();
             info!(gateway = %name, from, to, reported, "scaled by its connections");
         }

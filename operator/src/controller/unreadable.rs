@@ -4,7 +4,7 @@
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::ObjectReference,
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time},
 };
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ impl World {
     pub(super) async fn unreadable(
         &self,
         name: &Name,
-        body: &Value,
+        (body, version): (&Value, String),
         why: &serde_json::Error,
         now: Timestamp,
     ) -> Result<Next, ReconcileError> {
@@ -27,7 +27,14 @@ impl World {
         let after = status(&before, &body["metadata"]["generation"], why, now);
         if after != before {
             let uid = body["metadata"]["uid"].as_str();
-            self.writer.raw_status(&name.namespace, &name.name, uid, &after).await?;
+            let written_over = ObjectMeta {
+                name: Some(name.name.clone()),
+                namespace: Some(name.namespace.clone()),
+                uid: uid.map(str::to_owned),
+                resource_version: Some(version),
+                ..ObjectMeta::default()
+            };
+            self.writer.raw_status(&written_over, &after).await?;
             let about = ObjectReference {
                 api_version: Some(crds::API_VERSION.to_owned()),
                 kind: Some(crds::KIND.to_owned()),

@@ -50,8 +50,9 @@ pub(super) fn begin(world: &Arc<World>, tasks: &mut JoinSet<()>) {
         for kind in OWNED.into_iter().chain([&GATEWAY]).filter(|kind| kind.everywhere) {
             begin_kind(world, kind, namespace.clone(), tasks);
         }
-        let (shared, scope) = (world.clone(), namespace.clone());
-        tasks.spawn(async move { watch_autoscalers(&shared, scope).await });
+        let (shared, synced) = (world.clone(), world.expect());
+        let scope = namespace.clone();
+        tasks.spawn(async move { watch_autoscalers(&shared, scope, synced).await });
         let (shared, synced) = (world.clone(), world.expect());
         let scope = namespace.clone();
         tasks.spawn(async move { watch_pods(&shared, scope, synced).await });
@@ -198,8 +199,8 @@ async fn watch_pods(world: &World, namespace: Option<String>, synced: Expected) 
     .await;
 }
 
-/// Those of others, which may aim at what is ours. Nothing waits for these.
-async fn watch_autoscalers(world: &World, namespace: Option<String>) {
+/// Those of others, which may aim at what is ours.
+async fn watch_autoscalers(world: &World, namespace: Option<String>, synced: Expected) {
     let api: Api<HorizontalPodAutoscaler> = scoped(world, namespace.as_deref());
     let mut known = HashSet::new();
     // those of the operator's are watched as all that it makes
@@ -207,7 +208,7 @@ async fn watch_autoscalers(world: &World, namespace: Option<String>) {
     let put = |autoscaler: &Name, aim| {
         world.mirror.put_autoscaler(autoscaler, aim).iter().for_each(|fleet| world.work.add(fleet));
     };
-    follow(world, "HorizontalPodAutoscaler", api, config, None, |change| match change {
+    follow(world, "HorizontalPodAutoscaler", api, config, Some(synced), |change| match change {
         Change::Is(autoscaler) => {
             let aim = autoscaler
                 .spec

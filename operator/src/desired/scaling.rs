@@ -31,10 +31,12 @@ pub(super) fn objects(context: &Context<'_>) -> Vec<DynamicObject> {
     [autoscaler(context)].into_iter().flatten().chain([disruption_budget(context)]).collect()
 }
 
-/// Only where this operator serves the metric; elsewhere it scales by itself.
+/// Only where this operator serves the metric; elsewhere it scales by itself. Where somebody else's autoscaler aims at the
+/// fleet, that one scales: two would write the same number by turns.
 fn autoscaler(context: &Context<'_>) -> Option<DynamicObject> {
     let scaling = context.gateway.spec.scaling.as_ref()?;
-    if context.observed.apis.custom_metrics != CustomMetrics::Ours {
+    let observed = context.observed;
+    if observed.apis.custom_metrics != CustomMetrics::Ours || !observed.autoscalers.of_gateway.is_empty() {
         return None;
     }
     let target = CrossVersionObjectReference {

@@ -21,7 +21,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     Settings,
@@ -260,7 +260,8 @@ impl Registrar {
                 break;
             }
             match self.leadership.write(write(api, &action)).await {
-                Ok(Ok(())) => info!(action = action.name(), "the metrics API is registered anew"),
+                Ok(Ok(true)) => info!(action = action.name(), "the metrics API is registered anew"),
+                Ok(Ok(false)) => debug!(action = action.name(), "somebody did it before"),
                 Ok(Err(error)) => {
                     warn!(%error, action = action.name(), "the metrics API cannot be registered");
                     done = false;
@@ -308,25 +309,30 @@ impl Action {
     }
 }
 
-async fn write(api: &Api<APIService>, action: &Action) -> kube::Result<()> {
+/// `false`: somebody else did it before. The watch tells whose it is.
+async fn write(api: &Api<APIService>, action: &Action) -> kube::Result<bool> {
     let manager = names::FIELD_MANAGER.to_owned();
     match action {
         // not applied: that would take over one that somebody made meanwhile
         Action::Create(service) => {
             let parameters = PostParams { field_manager: Some(manager), ..PostParams::default() };
-            api.create(&parameters, service).await.map(drop)
+            unless(api.create(&parameters, service).await, 409)
         }
         Action::Apply(service) => {
             let parameters = PatchParams::apply(&manager).force();
-            api.patch(&service.name_any(), &parameters, &Patch::Apply(service)).await.map(drop)
+            api.patch(&service.name_any(), &parameters, &Patch::Apply(service)).await.map(|_| true)
         }
         Action::Remove { name, uid } => {
             let preconditions = Some(Preconditions { uid: uid.clone(), resource_version: None });
-            match api.delete(name, &DeleteParams { preconditions, ..DeleteParams::default() }).await {
-                Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-                result => result.map(drop),
-            }
+            unless(api.delete(name, &DeleteParams { preconditions, ..DeleteParams::default() }).await, 404)
         }
+    }
+}
+
+fn unless<T>(answer: kube::Result<T>, done_before: u16) -> kube::Result<bool> {
+    match answer {
+        Err(kube::Error::Api(status)) if status.code == done_before => Ok(false),
+        answer => answer.map(|_| true),
     }
 }
 
@@ -407,6 +413,16 @@ mod tests {
             let decided = decide(&theirs, place.as_ref(), &wanted, Timestamp::UNIX_EPOCH);
             assert_eq!(decided, (CustomMetrics::Foreign, Vec::new()), "{place:?}");
         }
+    }
+
+    #[test]
+    fn what_somebody_did_before_is_done() {
+        let answer =
+            |code| Err::<(), _>(kube::Error::Api(kube::core::Status::failure("no", "Reason").with_code(code).boxed()));
+        assert!(unless(Ok(()), 409).is_ok_and(|done| done));
+        assert!(unless(answer(409), 409).is_ok_and(|done| !done), "another replica made it a moment ago");
+        assert!(unless(answer(403), 409).is_err());
+        assert!(unless(answer(409), 404).is_err(), "it is another one now");
     }
 
     #[test]

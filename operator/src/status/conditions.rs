@@ -191,6 +191,10 @@ fn certificate_served(gateway: &ProtocolGateway, observed: &Observed) -> Verdict
     }
 }
 
+/// The pod's words say what failed and not what to do.
+const UPSTREAM_ADVICE: &str = "see that spec.upstream names a hub or broker that is there, and that the cluster's DNS and \
+                               firewalls let pods reach it";
+
 fn upstream_connected(observed: &Observed) -> Verdict {
     let loads = observed.pods.iter().filter_map(|pod| Some((pod, pod.load.as_ref()?)));
     let failing: Vec<String> = loads
@@ -200,7 +204,7 @@ fn upstream_connected(observed: &Observed) -> Verdict {
     match (loads.count(), failing.len()) {
         (0, _) => verdict(None, "NotSeen", "no pod could be asked"),
         (_, 0) => verdict(true, "Connected", "no pod's connections to the upstream fail"),
-        _ => verdict(false, "UpstreamFailing", failing.join("\n")),
+        _ => verdict(false, "UpstreamFailing", format!("{}\n{UPSTREAM_ADVICE}", failing.join("\n"))),
     }
 }
 
@@ -209,7 +213,7 @@ fn upstream_trouble(observed: &Observed) -> Option<String> {
     let loads: Vec<_> = observed.pods.iter().filter_map(|pod| pod.load.as_ref()).collect();
     let first = loads.iter().find_map(|load| load.upstream_failing.as_ref())?;
     let all = loads.iter().all(|load| load.upstream_failing.is_some());
-    all.then(|| format!("no pod reaches the upstream: {first}"))
+    all.then(|| format!("no pod reaches the upstream: {first}; {UPSTREAM_ADVICE}"))
 }
 
 fn metrics_api(observed: &Observed) -> Verdict {

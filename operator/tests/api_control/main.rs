@@ -1,8 +1,10 @@
 //! The operator on a real API server: what is declared is made, kept, changed and taken away; nothing else is touched, and
 //! nothing is written where nothing changes.
 
+mod bad_input;
 mod pretend;
 mod support;
+mod writers;
 
 use anyhow::ensure;
 use cluster::Story;
@@ -121,6 +123,12 @@ async fn what_somebody_changes_or_deletes_is_put_right() {
             found.is_some_and(|found| {
                 found["data"]["gateway.yaml"].as_str().is_some_and(|text| text.contains("hub.azure"))
             })
+        })
+        .await?;
+        let serving = kind("Secret").api(&story.client, Some(&story.namespace));
+        serving.patch("gw-tls", &PatchParams::default(), &Patch::Merge(json!({"data": {"ca.crt": null}}))).await?;
+        until(story, kind("Secret"), "gw-tls", "whom to trust is put right", |found| {
+            found.is_some_and(|found| found["data"]["ca.crt"].is_string())
         })
         .await?;
         // without the label no watch tells of it
@@ -350,9 +358,9 @@ async fn what_pods_say_is_in_the_status_and_one_is_drained_before_there_are_fewe
         let shape = |replicas: i32| spec(json!({"replicas": replicas, "admin": {"port": port}}));
         declare(story, "gw", shape(3)).await?;
         let mut pods = Vec::new();
-        for (name, host) in pretend::pods(story, 3).await?.iter().zip(1..) {
-            let address = [127, 77, 7, host].into();
-            pods.push(Pretend::run(story, name, address, port, 10 * u64::from(host)).await?);
+        for (name, host) in pretend::pods(story, "gw", 3).await?.iter().zip(1..) {
+            let address = ([127, 77, 7, host], port).into();
+            pods.push(Pretend::run(story, ("gw", name), address, 10 * u64::from(host)).await?);
         }
         condition(story, "gw", "Ready", ("True", "PodsReady")).await?;
         condition(story, "gw", "UpstreamConnected", ("True", "Connected")).await?;
@@ -375,7 +383,7 @@ async fn what_pods_say_is_in_the_status_and_one_is_drained_before_there_are_fewe
         let done = json!({"cause": "ScaleIn", "epoch": 1, "state": "Done", "perSecond": 10.0, "downTo": 0, "remaining": 0, "letGo": 10});
         victim.say(0, &done);
         until(story, kind("Deployment"), "gw", "there are fewer", |found| found.is_some_and(|found| found["spec"]["replicas"] == 2)).await?;
-        let left = pretend::pods(story, 2).await?;
+        let left = pretend::pods(story, "gw", 2).await?;
         ensure!(!left.contains(&victim.name), "the one that was drained went: {left:?}");
         until(story, &GATEWAY, "gw", "nothing drains", |gateway| of(gateway, "drains").is_null() && of(gateway, "connections") == 50).await?;
         ensure!(pods[1..].iter().all(|pod| pod.orders().is_empty()), "nobody else was told anything");

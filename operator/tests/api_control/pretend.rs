@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
 };
 
@@ -23,12 +23,12 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
 
-/// Names of a fleet's pods, once there are so many.
-pub(crate) async fn pods(story: &Story, count: usize) -> anyhow::Result<Vec<String>> {
+/// Names of the pods of `gateway`, once there are so many.
+pub(crate) async fn pods(story: &Story, gateway: &str, count: usize) -> anyhow::Result<Vec<String>> {
     let api: Api<Pod> = Api::namespaced(story.client.clone(), &story.namespace);
     let begun = std::time::Instant::now();
     loop {
-        let found = api.list(&ListParams::default()).await?;
+        let found = api.list(&ListParams::default().labels(&operator::names::selector_text(gateway))).await?;
         let names: Vec<String> = found.items.into_iter().filter_map(|pod| pod.metadata.name).collect();
         if names.len() == count {
             return Ok(names);
@@ -53,20 +53,19 @@ struct Said {
 }
 
 impl Pretend {
-    /// Runs and is ready, with so many devices. Its certificate is the one that the operator made.
+    /// Runs as a pod of `gateway` and is ready, with so many devices. Its certificate is the one that the operator made.
     pub(crate) async fn run(
         story: &Story,
-        name: &str,
-        address: IpAddr,
-        port: u16,
+        (gateway, name): (&str, &str),
+        address: SocketAddr,
         connections: u64,
     ) -> anyhow::Result<Self> {
-        let tls = TlsAcceptor::from(tls(story).await?);
-        let listener = TcpListener::bind((address, port)).await?;
+        let tls = TlsAcceptor::from(tls(story, gateway).await?);
+        let listener = TcpListener::bind(address).await?;
         let said = Arc::new(Said::default());
         let mut serves = JoinSet::new();
         serves.spawn(serve(listener, tls, said.clone()));
-        let pod = Self { name: name.to_owned(), address, said, _serves: serves };
+        let pod = Self { name: name.to_owned(), address: address.ip(), said, _serves: serves };
         pod.say(connections, &Value::Null);
         pod.ready(story, true).await?;
         Ok(pod)
@@ -79,6 +78,11 @@ impl Pretend {
             "config": {"inForce": "0011223344556677", "problem": null, "needsRestart": []},
             "secretsProblem": null, "drain": drain,
         });
+    }
+
+    /// Its connections to the upstream fail, or do not any more.
+    pub(crate) fn fails(&self, why: Option<&str>) {
+        self.said.load.lock().expect("no panic")["upstream"]["failing"] = json!(why);
     }
 
     /// What the kubelet would say of it.
@@ -102,9 +106,9 @@ impl Pretend {
     }
 }
 
-async fn tls(story: &Story) -> anyhow::Result<Arc<ServerConfig>> {
+async fn tls(story: &Story, gateway: &str) -> anyhow::Result<Arc<ServerConfig>> {
     let api: Api<Secret> = Api::namespaced(story.client.clone(), &story.namespace);
-    let secret = api.get("gw-control").await?.data.context("it has data")?;
+    let secret = api.get(&operator::names::control(gateway)).await?.data.context("it has data")?;
     let file = |name: &str| Ok::<_, anyhow::Error>(secret.get(name).with_context(|| format!("no {name}"))?.0.clone());
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&file("ca.crt")?) {

@@ -107,7 +107,7 @@ pub(crate) fn spec(change: Value) -> Value {
     spec
 }
 
-fn merge(into: &mut Value, change: Value) {
+pub(crate) fn merge(into: &mut Value, change: Value) {
     match (into, change) {
         (Value::Object(into), Value::Object(change)) => {
             change.into_iter().for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value));

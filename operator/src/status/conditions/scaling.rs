@@ -95,7 +95,8 @@ fn autoscalers(gateway: &ProtocolGateway, observed: &Observed) -> Vec<(&'static 
     }
     if gateway.spec.scaling.is_some() && !found.of_gateway.is_empty() {
         let message = format!(
-            "{} aims at this ProtocolGateway as well as the autoscaler of spec.scaling: leave out one of them",
+            "{} aims at this ProtocolGateway: it scales, and the autoscaler of spec.scaling is withdrawn as long as it does; \
+             delete it, or leave out spec.scaling",
             list(&found.of_gateway)
         );
         said.push(("TwoAutoscalers", message));

@@ -1,0 +1,140 @@
+//! Who writes late, over what somebody else wrote since, is refused; it looks again, and nothing is lost.
+
+use anyhow::{Context, ensure};
+use cluster::Story;
+use crds::{ProtocolGateway, ProtocolGatewayStatus};
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+    core::DynamicObject,
+};
+use operator::{
+    apply::{Memory, Writer, status::Told},
+    desired::Desired,
+    error::{Kind as Failure, Step},
+    kinds::{GATEWAY, SECRET},
+    lease::Leadership,
+    metrics::Metrics,
+    names,
+    observe::{mirror::Mirror, secrets::Secrets},
+};
+use serde_json::{Value, json};
+
+use crate::support::{Operator, at_rest, condition, declare, find, same, spec, story, until};
+
+fn writer(story: &Story, epoch: i64) -> Writer {
+    Writer {
+        client: story.client.clone(),
+        mirror: Mirror::default(),
+        secrets: Secrets::default(),
+        leadership: Leadership::fixed(Some(epoch)),
+        metrics: Metrics::new(),
+    }
+}
+
+fn status(replicas: i32) -> ProtocolGatewayStatus {
+    ProtocolGatewayStatus { replicas, ..ProtocolGatewayStatus::default() }
+}
+
+#[tokio::test]
+#[ignore = "level api: cargo xtask test api"]
+async fn a_status_is_written_only_over_what_was_decided_about() {
+    story("late", async |story: &Story| {
+        let gateways: Api<ProtocolGateway> = Api::namespaced(story.client.clone(), &story.namespace);
+        let replicas = async || Ok::<_, kube::Error>(gateways.get("gw").await?.status.map(|status| status.replicas));
+        declare(story, "gw", spec(json!({}))).await?;
+        let seen = gateways.get("gw").await?;
+        let (mut late, mut memory) = (seen.clone(), Memory::default());
+        let (old, new) = (writer(story, 1), writer(story, 2));
+
+        let told = new.status(&seen, &status(5), &mut Memory::default()).await?;
+        ensure!(matches!(told, Told::Written(Some(_))), "{told:?}");
+        let refused = old.status(&late, &status(9), &mut memory).await.err().context("it is late")?;
+        same(&(refused.step, refused.kind), &(Step::Status, Failure::Conflict), "the refusal")?;
+        same(&replicas().await?, &Some(5), "what the new leader wrote")?;
+
+        // a spec that it has not seen yet
+        late = gateways.get("gw").await?;
+        declare(story, "gw", spec(json!({"limits": {"inflightMax": 8}}))).await?;
+        let refused = old.status(&late, &status(9), &mut memory).await.err().context("it is late again")?;
+        same(&refused.kind, &Failure::Conflict, "the refusal")?;
+
+        let told = old.status(&gateways.get("gw").await?, &status(9), &mut memory).await?;
+        ensure!(matches!(told, Told::Written(Some(_))), "{told:?}");
+        same(&replicas().await?, &Some(9), "what was decided about what is there")
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "level api: cargo xtask test api"]
+async fn who_writes_at_the_same_time_makes_the_operator_look_again_and_no_more() {
+    story("busy", async |story: &Story| {
+        let operator = Operator::start(story);
+        let gateways = GATEWAY.api(&story.client, Some(&story.namespace));
+        let mut last = 0;
+        // a round is enough, as a rule
+        while conflicts(&operator) == 0 {
+            last += 1;
+            ensure!(last <= 50, "nobody was ever in the way");
+            declare(story, "gw", spec(json!({"limits": {"inflightMax": last}}))).await?;
+            for touch in 0..20 {
+                let touch = json!({"metadata": {"annotations": {"touched": format!("{last} {touch}")}}});
+                gateways.patch("gw", &PatchParams::default(), &Patch::Merge(&touch)).await?;
+            }
+        }
+        let told = |found: Option<&Value>| {
+            found.is_some_and(|found| found["status"]["observedGeneration"] == found["metadata"]["generation"])
+        };
+        until(story, &GATEWAY, "gw", "the last spec is the one that the status is about", told).await?;
+        condition(story, "gw", "Degraded", ("False", "AsDesired")).await?;
+        at_rest(story).await?;
+        println!("{} conflicts in {last} rounds", conflicts(&operator));
+        ensure!(!operator.metrics.text().contains("operator_reconcile_errors_total{"), "none of them is an error");
+        operator.stop().await
+    })
+    .await;
+}
+
+fn conflicts(operator: &Operator) -> u64 {
+    let text = operator.metrics.text();
+    let counted = text.lines().filter(|line| line.starts_with("operator_conflicts_total{step=\"status\"}"));
+    counted.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+#[tokio::test]
+#[ignore = "level api: cargo xtask test api"]
+async fn a_secret_that_somebody_wrote_to_since_it_was_looked_at_is_not_deleted() {
+    story("keys", async |story: &Story| {
+        let operator = Operator::start(story);
+        declare(story, "gw", spec(json!({}))).await?;
+        condition(story, "gw", "Degraded", ("False", "AsDesired")).await?;
+        operator.stop().await?;
+        let gateways: Api<ProtocolGateway> = Api::namespaced(story.client.clone(), &story.namespace);
+        let gateway = gateways.get("gw").await?;
+        let secrets = SECRET.api(&story.client, Some(&story.namespace));
+        let writer = writer(story, 1);
+        let see = |secret: DynamicObject| drop(writer.mirror.put(&SECRET, secret));
+        see(secrets.get("gw-tls").await?);
+        let theirs = json!({"metadata": {"annotations": {"theirs": "now"}}});
+        secrets.patch("gw-tls", &PatchParams::default(), &Patch::Merge(&theirs)).await?;
+
+        let others = names::secrets("gw").into_iter().filter(|name| name != "gw-tls");
+        let desired = Desired {
+            objects: Vec::new(),
+            certificates: Vec::new(),
+            secrets: others.collect(),
+            problems: Vec::new(),
+            replicas: None,
+            kept: std::collections::BTreeSet::new(),
+        };
+        let refused = writer.prune(&gateway, &desired).await.err().context("it is another one now")?;
+        same(&refused.kind, &Failure::Conflict, "the refusal")?;
+        see(secrets.get("gw-tls").await?);
+        writer.prune(&gateway, &desired).await?;
+        ensure!(find(story, &SECRET, "gw-tls").await?.is_none(), "it goes once it was looked at");
+        ensure!(find(story, &SECRET, "gw-control").await?.is_some(), "what is wanted stays");
+        Ok(())
+    })
+    .await;
+}
