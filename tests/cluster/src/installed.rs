@@ -26,7 +26,7 @@ use xtask::{
     step::{say, step},
 };
 
-use crate::Cluster;
+use crate::{Cluster, cgroup};
 
 /// Namespace of the operator.
 pub const NAMESPACE: &str = "protocol-gateway-system";
@@ -136,15 +136,50 @@ impl Installed {
         Ok(pods.list(&ours).await?.items)
     }
 
+    /// The pod of [`Installed::leader`].
+    ///
+    /// # Errors
+    /// As [`Installed::leader`]; a pod that is gone.
+    pub async fn leader_pod(&self) -> anyhow::Result<Pod> {
+        let holder = self.leader().await?;
+        let pods = self.pods().await?;
+        // after the name comes what tells one process in it from the next
+        let leads = |pod: &Pod| holder.strip_prefix(&pod.name_any()).is_some_and(|rest| !rest.starts_with('-'));
+        pods.into_iter().find(leads).with_context(|| format!("{holder} is no pod"))
+    }
+
+    /// Waits until all operators are ready.
+    ///
+    /// # Errors
+    /// The time is over, with what the operators' pods say.
+    pub fn all_ready(&self) -> anyhow::Result<()> {
+        let arguments = ["rollout", "status", "--timeout=3m", &format!("deployment/{RELEASE}")];
+        run_quietly(self.kubectl()?.args(arguments)).with_context(|| self.state())
+    }
+
+    /// Kills the process in the pod, as the kernel does when memory is short: nothing of it is done in order, and the
+    /// kubelet starts another in the same pod.
+    ///
+    /// # Errors
+    /// No process is found: on another machine, or not started.
+    pub fn crash(pod: &Pod) -> anyhow::Result<()> {
+        let containers = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+        let ids = containers.into_iter().flatten().filter_map(|container| container.container_id.as_deref());
+        let mut killed = 0;
+        for id in ids.filter_map(|id| id.split_once("://")) {
+            killed += cgroup::kill_container(id.1)?;
+        }
+        ensure!(killed > 0, "{} has no process on this machine", pod.name_any());
+        Ok(())
+    }
+
     /// Deletes the pod that holds the lease, without any grace, and returns what [`Installed::leader`] was.
     ///
     /// # Errors
     /// Nobody leads; what the API server says.
     pub async fn kill_leader(&self) -> anyhow::Result<String> {
         let holder = self.leader().await?;
-        let names = self.pods().await?.into_iter().map(|pod| pod.name_any());
-        let pod = names.into_iter().find(|name| holder.starts_with(name.as_str()));
-        let pod = pod.with_context(|| format!("{holder} is no pod"))?;
+        let pod = self.leader_pod().await?.name_any();
         let pods: Api<Pod> = Api::namespaced(self.cluster.client().await?, NAMESPACE);
         pods.delete(&pod, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
         Ok(holder)

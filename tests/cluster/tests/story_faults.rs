@@ -1,4 +1,4 @@
-//! Who dies, and what goes on all the same: an operator, the leader, a pod, the ProtocolGateway itself.
+//! Who goes, and what goes on all the same: a pod, the ProtocolGateway itself.
 
 use std::time::{Duration, Instant};
 
@@ -8,58 +8,8 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::DeleteParams};
 
 const CONNECTED_TIMEOUT: Duration = Duration::from_mins(1);
-/// Pods are replaced one by one, and drained.
-const ROLLED_TIMEOUT: Duration = Duration::from_mins(4);
-/// The lease's time, its retry, and a busy machine.
-const TAKEN_OVER_TIMEOUT: Duration = Duration::from_secs(15 + 2 + 8);
 /// The garbage collector goes through everything that is owned; pods drain within their bound.
 const COLLECTED_TIMEOUT: Duration = Duration::from_mins(2);
-
-#[tokio::test]
-#[ignore = "level cluster: cargo xtask test cluster"]
-async fn the_leader_is_killed_in_a_rollout_and_another_finishes_it_within_the_lease() {
-    let cluster = Cluster::nodes().await.expect("a cluster");
-    let test = async |story: &Story| {
-        let world = World::begin(story).await?;
-        let spec = |port: u16| {
-            format!(
-                "{{replicas: 3, reconnects: {{perSecond: 50, drainTimeout: 30s}}, \
-                 listeners: [{{name: mqtts, protocol: MQTT, port: {port}}}]}}"
-            )
-        };
-        let fleet = world.gateway("gw", &spec(8883)).await?;
-        fleet.ready().await?;
-        let devices = fleet.devices(60, &Group { per_second: 60.0, ..Group::default() }).await?;
-        devices.all_connected(CONNECTED_TIMEOUT).await?;
-        let before = fleet.pod_names().await?;
-
-        fleet.declare(&spec(8884)).await?;
-        let begun = Instant::now();
-        while fleet.pod_names().await?.is_subset(&before) {
-            ensure!(begun.elapsed() < ROLLED_TIMEOUT, "the rollout does not begin");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        let killed = Instant::now();
-        let old = world.installed.kill_leader().await?;
-        while world.installed.leader().await.map_or(true, |holder| holder == old) {
-            ensure!(killed.elapsed() < TAKEN_OVER_TIMEOUT, "nobody takes over after {TAKEN_OVER_TIMEOUT:?}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        xtask::step::say(&format!("another led {:.1} s after the kill", killed.elapsed().as_secs_f64()));
-        // the other one writes: something new is carried out
-        let scaled = spec(8884).replace("replicas: 3", "replicas: 4");
-        fleet.declare(&scaled).await?;
-        while fleet.pod_names().await?.len() != 4 || !fleet.pod_names().await?.is_disjoint(&before) {
-            ensure!(killed.elapsed() < ROLLED_TIMEOUT, "the rollout is not finished after {ROLLED_TIMEOUT:?}");
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-        fleet.ready().await?;
-        devices.all_connected(CONNECTED_TIMEOUT).await?;
-        fleet.none_lost(devices).await?;
-        Ok(())
-    };
-    cluster.story("leader-killed", test).await;
-}
 
 #[tokio::test]
 #[ignore = "level cluster: cargo xtask test cluster"]
