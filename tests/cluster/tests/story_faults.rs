@@ -1,6 +1,9 @@
 //! Who goes, and what goes on all the same: a pod, the ProtocolGateway itself.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, ensure};
 use cluster::{Cluster, Story, devices::Group, world::World};
@@ -10,6 +13,24 @@ use kube::{Api, api::DeleteParams};
 const CONNECTED_TIMEOUT: Duration = Duration::from_mins(1);
 /// The garbage collector goes through everything that is owned; pods drain within their bound.
 const COLLECTED_TIMEOUT: Duration = Duration::from_mins(2);
+
+/// What a fleet of two pods is made of, at least.
+const OBJECTS: [(&str, usize); 13] = [
+    ("configmap", 1),
+    ("deployment.apps", 1),
+    ("endpointslice.discovery.k8s.io", 1),
+    ("endpoints", 1),
+    ("horizontalpodautoscaler.autoscaling", 1),
+    ("networkpolicy.networking.k8s.io", 1),
+    ("pod", 2),
+    ("poddisruptionbudget.policy", 1),
+    ("protocolgateway.protocolgateway.io", 1),
+    ("replicaset.apps", 1),
+    // its own CA, the listeners' certificate, and one for each end of the admin port
+    ("secret", 4),
+    ("service", 1),
+    ("serviceaccount", 1),
+];
 
 #[tokio::test]
 #[ignore = "level cluster: cargo xtask test cluster"]
@@ -45,30 +66,26 @@ async fn a_protocol_gateway_is_deleted_and_nothing_of_it_remains() {
     let test = async |story: &Story| {
         let world = World::begin(story).await?;
         let spec = "{replicas: 2, reconnects: {perSecond: 100, drainTimeout: 10s}, scaling: {minReplicas: 2, maxReplicas: 4, connectionsPerReplica: 50}}";
+        let before = story.objects()?;
         let fleet = world.gateway("gw", spec).await?;
         fleet.ready().await?;
         let devices = fleet.devices(20, &Group::default()).await?;
         devices.all_connected(CONNECTED_TIMEOUT).await?;
-        let made = remains(story)?;
-        for kind in [
-            "configmap",
-            "deployment",
-            "networkpolicy",
-            "pod/",
-            "poddisruptionbudget",
-            "secret",
-            "service/",
-            "serviceaccount",
-        ] {
-            ensure!(made.iter().any(|name| name.starts_with(kind)), "there is no {kind} among {made:#?}");
+        let made: BTreeSet<String> = story.objects()?.difference(&before).cloned().collect();
+        xtask::step::say(&format!("it made {} objects", made.len()));
+        for (kind, least) in OBJECTS {
+            let found = made.iter().filter(|object| object.starts_with(&format!("{kind}/"))).count();
+            ensure!(found >= least, "{found} of {kind} among {made:#?}");
         }
         fleet.api().delete(&fleet.name, &DeleteParams::background()).await?;
         let begun = Instant::now();
         loop {
-            let left = remains(story)?;
-            if left.is_empty() {
+            let after = story.objects()?;
+            ensure!(before.is_subset(&after), "what the user made went along: {:?}", before.difference(&after));
+            if after == before {
                 break;
             }
+            let left = after.difference(&before).collect::<Vec<_>>();
             ensure!(begun.elapsed() < COLLECTED_TIMEOUT, "after {COLLECTED_TIMEOUT:?} there are still {left:#?}");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
@@ -77,15 +94,4 @@ async fn a_protocol_gateway_is_deleted_and_nothing_of_it_remains() {
         Ok(())
     };
     cluster.story("deleted", test).await;
-}
-
-/// Everything in the namespace that carries the fleet's label, and its endpoints.
-fn remains(story: &Story) -> anyhow::Result<Vec<String>> {
-    let kinds = "configmaps,deployments.apps,replicasets.apps,pods,secrets,services,serviceaccounts,\
-                 horizontalpodautoscalers.autoscaling,poddisruptionbudgets.policy,networkpolicies.networking.k8s.io,\
-                 endpointslices.discovery.k8s.io,protocolgateways.protocolgateway.io";
-    let selector = "--selector=app.kubernetes.io/instance=gw";
-    let output = story.kubectl()?.args(["get", kinds, selector, "--output=name"]).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
 }
