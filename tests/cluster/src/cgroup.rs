@@ -60,6 +60,28 @@ pub(crate) fn remove(name: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Kills the processes of a container, at once and without a word to them; returns how many there were.
+pub(crate) fn kill_container(id: &str) -> anyhow::Result<usize> {
+    let mut killed = 0;
+    for entry in fs::read_dir("/proc")?.filter_map(Result::ok) {
+        let Some(process) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw)
+        else {
+            continue;
+        };
+        // one that ends meanwhile is in no cgroup
+        let cgroups = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+        if cgroups.lines().any(|line| is_container(line, id)) && kill_process(process, Signal::KILL).is_ok() {
+            killed += 1;
+        }
+    }
+    Ok(killed)
+}
+
+/// Whether a line of /proc/PID/cgroup is of that container: the last part of its path is the id.
+fn is_container(line: &str, id: &str) -> bool {
+    !id.is_empty() && line.rsplit_once('/').is_some_and(|(_pod, last)| last == id)
+}
+
 /// Kills every process below `cgroup`; one that ends meanwhile is not an error.
 fn kill(cgroup: &Path) {
     let processes = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
@@ -103,6 +125,17 @@ fn hierarchy(line: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_is_of_the_container_that_its_cgroup_ends_with() {
+        let check = |line: &str, expected: bool| assert_eq!(is_container(line, "c1"), expected, "{line}");
+        check("4:memory:/pgw-0-a/kubepods/besteffort/pod7/c1", true);
+        check("0::/kubepods/pod7/c1", true);
+        check("4:memory:/pgw-0-a/kubepods/besteffort/pod7/c11", false);
+        check("4:memory:/pgw-0-a/kubepods/besteffort/c1/pause", false);
+        check("4:memory:/", false);
+        assert!(!is_container("4:memory:/", ""));
+    }
 
     #[test]
     fn hierarchies_are_mounts_of_the_kinds_cgroup_and_cgroup2() {

@@ -26,6 +26,7 @@ mod clean;
 mod control;
 mod daemon;
 mod dns;
+mod left;
 mod network;
 mod node;
 mod pki;

@@ -1,15 +1,10 @@
 //! A test on a cluster: a namespace of its own, and what it leaves if it fails.
 
 use std::{
-    fmt::Debug,
-    fs,
-    panic::AssertUnwindSafe,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
+    collections::BTreeSet, fmt::Debug, panic::AssertUnwindSafe, path::PathBuf, process::Command, time::Duration,
 };
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use futures::FutureExt;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
@@ -19,7 +14,10 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-use crate::Cluster;
+use crate::{Cluster, left};
+
+/// What Kubernetes makes in a new namespace, a moment after it.
+const OF_EVERY_NAMESPACE: [&str; 2] = ["configmap/kube-root-ca.crt", "serviceaccount/default"];
 
 /// What a test has of the cluster.
 pub struct Story {
@@ -90,44 +88,25 @@ impl Story {
         Ok(())
     }
 
-    /// Everything that tells why a test failed, in one directory that is made anew.
-    fn gather(&self, name: &str) -> anyhow::Result<PathBuf> {
-        let directory = xtask::process::workspace_root().join("target/cluster/failed").join(name);
-        if directory.exists() {
-            fs::remove_dir_all(&directory)?;
-        }
-        fs::create_dir_all(&directory)?;
-        self.save(&directory, "events.txt", &["get", "events", "--sort-by=.lastTimestamp"])?;
-        self.save(&directory, "pods.txt", &["describe", "pods"])?;
-        let kinds = self.output(&["api-resources", "--verbs=list", "--namespaced", "--output=name"])?;
-        // events are there already, and some kinds of metrics cannot be listed without pods
-        let kinds = kinds.lines().filter(|kind| !kind.starts_with("events") && !kind.contains("metrics.k8s.io"));
-        let kinds = kinds.collect::<Vec<_>>().join(",");
-        self.save(&directory, "objects.yaml", &["get", &kinds, "--output=yaml", "--ignore-not-found"])?;
-        for pod in self.output(&["get", "pods", "--output=name"])?.lines() {
-            let file = format!("{}.log", pod.trim_start_matches("pod/"));
-            self.save(&directory, &file, &["logs", pod, "--all-containers", "--prefix", "--timestamps"])?;
-        }
-        if let Some(logs) = self.cluster.logs() {
-            let to = directory.join("cluster");
-            fs::create_dir_all(&to)?;
-            for entry in fs::read_dir(logs)? {
-                let entry = entry?;
-                fs::copy(entry.path(), to.join(entry.file_name()))?;
-            }
-        }
-        Ok(directory)
+    /// Everything that tells why a test failed, in one directory that is made anew: `target/cluster/failed/NAME`.
+    ///
+    /// # Errors
+    /// A directory that cannot be written. What the cluster does not tell is no error.
+    pub fn gather(&self, name: &str) -> anyhow::Result<PathBuf> {
+        left::gather(self, name)
     }
 
-    fn save(&self, directory: &Path, file: &str, arguments: &[&str]) -> anyhow::Result<()> {
-        fs::write(directory.join(file), self.output(arguments)?)?;
-        Ok(())
-    }
-
-    /// What kubectl says in the test's namespace, its errors too.
-    fn output(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let output = self.kubectl()?.args(arguments).output()?;
-        Ok(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    /// Every object in the namespace, of whatever kind, as `KIND/NAME`; without Events, and without what Kubernetes puts
+    /// into every namespace.
+    ///
+    /// # Errors
+    /// What kubectl says.
+    pub fn objects(&self) -> anyhow::Result<BTreeSet<String>> {
+        let kinds = left::kinds(&self.cluster, &self.namespace)?.join(",");
+        let output = self.kubectl()?.args(["get", &kinds, "--output=name", "--ignore-not-found"]).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let listed = String::from_utf8_lossy(&output.stdout).into_owned();
+        Ok(listed.lines().filter(|object| !OF_EVERY_NAMESPACE.contains(object)).map(str::to_owned).collect())
     }
 
     /// `kubectl` in the test's namespace.

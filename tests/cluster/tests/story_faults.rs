@@ -1,4 +1,4 @@
-//! Who dies, and what goes on all the same: an operator, the leader, a pod, the ProtocolGateway itself.
+//! Who goes, and what goes on all the same: a pod, the ProtocolGateway itself.
 
 use std::{
     collections::BTreeSet,
@@ -6,97 +6,31 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use cluster::{
-    Cluster, Story,
-    devices::Group,
-    installed::NAMESPACE,
-    world::{Fleet, World},
-};
-use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
-use kube::{
-    Api, ResourceExt,
-    api::{DeleteParams, ListParams},
-};
+use cluster::{Cluster, Story, devices::Group, world::World};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, api::DeleteParams};
 
 const CONNECTED_TIMEOUT: Duration = Duration::from_mins(1);
-/// Pods are replaced one by one, and drained.
-const ROLLED_TIMEOUT: Duration = Duration::from_mins(4);
-/// The lease's time, its retry, and a busy machine.
-const TAKEN_OVER_TIMEOUT: Duration = Duration::from_secs(15 + 2 + 8);
 /// The garbage collector goes through everything that is owned; pods drain within their bound.
 const COLLECTED_TIMEOUT: Duration = Duration::from_mins(2);
 
-fn lease(story: &Story) -> Api<Lease> {
-    Api::namespaced(story.client.clone(), NAMESPACE)
-}
-
-async fn holder(story: &Story) -> anyhow::Result<String> {
-    let lease = lease(story).get("protocol-gateway-operator").await?;
-    lease.spec.and_then(|spec| spec.holder_identity).filter(|holder| !holder.is_empty()).context("nobody leads")
-}
-
-/// Kills the operator's pod that holds the lease, without any grace, and returns its name.
-async fn kill_leader(story: &Story) -> anyhow::Result<String> {
-    let holder = holder(story).await?;
-    let pods: Api<Pod> = Api::namespaced(story.client.clone(), NAMESPACE);
-    let names: Vec<String> = pods.list(&ListParams::default()).await?.iter().map(ResourceExt::name_any).collect();
-    let pod = names
-        .into_iter()
-        .find(|name| holder.starts_with(name.as_str()))
-        .with_context(|| format!("{holder} is no pod"))?;
-    pods.delete(&pod, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
-    Ok(holder)
-}
-
-async fn pods(fleet: &Fleet<'_>) -> anyhow::Result<BTreeSet<String>> {
-    Ok(fleet.pods().await?.iter().map(ResourceExt::name_any).collect())
-}
-
-#[tokio::test]
-#[ignore = "level cluster: cargo xtask test cluster"]
-async fn the_leader_is_killed_in_a_rollout_and_another_finishes_it_within_the_lease() {
-    let cluster = Cluster::nodes().await.expect("a cluster");
-    let test = async |story: &Story| {
-        let world = World::begin(story).await?;
-        let spec = |port: u16| {
-            format!(
-                "{{replicas: 3, reconnects: {{perSecond: 50, drainTimeout: 30s}}, \
-                 listeners: [{{name: mqtts, protocol: MQTT, port: {port}}}]}}"
-            )
-        };
-        let fleet = world.gateway("gw", &spec(8883)).await?;
-        fleet.ready().await?;
-        let devices = fleet.devices(60, &Group { per_second: 60.0, ..Group::default() }).await?;
-        devices.all_connected(CONNECTED_TIMEOUT).await?;
-        let before = pods(&fleet).await?;
-
-        fleet.declare(&spec(8884)).await?;
-        let begun = Instant::now();
-        while pods(&fleet).await?.is_subset(&before) {
-            ensure!(begun.elapsed() < ROLLED_TIMEOUT, "the rollout does not begin");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        let killed = Instant::now();
-        let old = kill_leader(story).await?;
-        while holder(story).await.map_or(true, |holder| holder == old) {
-            ensure!(killed.elapsed() < TAKEN_OVER_TIMEOUT, "nobody takes over after {TAKEN_OVER_TIMEOUT:?}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        xtask::step::say(&format!("another led {:.1} s after the kill", killed.elapsed().as_secs_f64()));
-        // the other one writes: something new is carried out
-        let scaled = spec(8884).replace("replicas: 3", "replicas: 4");
-        fleet.declare(&scaled).await?;
-        while pods(&fleet).await?.len() != 4 || !pods(&fleet).await?.is_disjoint(&before) {
-            ensure!(killed.elapsed() < ROLLED_TIMEOUT, "the rollout is not finished after {ROLLED_TIMEOUT:?}");
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-        fleet.ready().await?;
-        devices.all_connected(CONNECTED_TIMEOUT).await?;
-        fleet.none_lost(devices).await?;
-        Ok(())
-    };
-    cluster.story("leader-killed", test).await;
-}
+/// What a fleet of two pods is made of, at least.
+const OBJECTS: [(&str, usize); 13] = [
+    ("configmap", 1),
+    ("deployment.apps", 1),
+    ("endpointslice.discovery.k8s.io", 1),
+    ("endpoints", 1),
+    ("horizontalpodautoscaler.autoscaling", 1),
+    ("networkpolicy.networking.k8s.io", 1),
+    ("pod", 2),
+    ("poddisruptionbudget.policy", 1),
+    ("protocolgateway.protocolgateway.io", 1),
+    ("replicaset.apps", 1),
+    // its own CA, the listeners' certificate, and one for each end of the admin port
+    ("secret", 4),
+    ("service", 1),
+    ("serviceaccount", 1),
+];
 
 #[tokio::test]
 #[ignore = "level cluster: cargo xtask test cluster"]
@@ -108,17 +42,17 @@ async fn a_pod_is_killed_and_its_devices_come_back_with_nothing_lost() {
         fleet.ready().await?;
         let devices = fleet.devices(100, &Group { per_second: 200.0, ..Group::default() }).await?;
         devices.all_connected(CONNECTED_TIMEOUT).await?;
-        let victim = pods(&fleet).await?.pop_first().context("there are pods")?;
+        let victim = fleet.pod_names().await?.pop_first().context("there are pods")?;
         let api: Api<Pod> = Api::namespaced(story.client.clone(), &story.namespace);
         api.delete(&victim, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
-        let lost = |devices: &cluster::devices::Devices| devices.total(|second| second.lost_connections) > 0;
+        let lost = |devices: &cluster::devices::Devices| devices.lost() > 0;
         devices.until("the devices of the pod notice", CONNECTED_TIMEOUT, lost).await?;
         devices.all_connected(CONNECTED_TIMEOUT).await?;
         let so_far = devices.total(|second| second.acknowledged);
         let goes_on = |devices: &cluster::devices::Devices| devices.total(|second| second.acknowledged) > so_far + 1000;
         devices.until("messages go on", CONNECTED_TIMEOUT, goes_on).await?;
         fleet.ready().await?;
-        ensure!(!pods(&fleet).await?.contains(&victim), "the pod came back under its name");
+        ensure!(!fleet.pod_names().await?.contains(&victim), "the pod came back under its name");
         fleet.none_lost(devices).await?;
         Ok(())
     };
@@ -132,30 +66,26 @@ async fn a_protocol_gateway_is_deleted_and_nothing_of_it_remains() {
     let test = async |story: &Story| {
         let world = World::begin(story).await?;
         let spec = "{replicas: 2, reconnects: {perSecond: 100, drainTimeout: 10s}, scaling: {minReplicas: 2, maxReplicas: 4, connectionsPerReplica: 50}}";
+        let before = story.objects()?;
         let fleet = world.gateway("gw", spec).await?;
         fleet.ready().await?;
         let devices = fleet.devices(20, &Group::default()).await?;
         devices.all_connected(CONNECTED_TIMEOUT).await?;
-        let made = remains(story)?;
-        for kind in [
-            "configmap",
-            "deployment",
-            "networkpolicy",
-            "pod/",
-            "poddisruptionbudget",
-            "secret",
-            "service/",
-            "serviceaccount",
-        ] {
-            ensure!(made.iter().any(|name| name.starts_with(kind)), "there is no {kind} among {made:#?}");
+        let made: BTreeSet<String> = story.objects()?.difference(&before).cloned().collect();
+        xtask::step::say(&format!("it made {} objects", made.len()));
+        for (kind, least) in OBJECTS {
+            let found = made.iter().filter(|object| object.starts_with(&format!("{kind}/"))).count();
+            ensure!(found >= least, "{found} of {kind} among {made:#?}");
         }
         fleet.api().delete(&fleet.name, &DeleteParams::background()).await?;
         let begun = Instant::now();
         loop {
-            let left = remains(story)?;
-            if left.is_empty() {
+            let after = story.objects()?;
+            ensure!(before.is_subset(&after), "what the user made went along: {:?}", before.difference(&after));
+            if after == before {
                 break;
             }
+            let left = after.difference(&before).collect::<Vec<_>>();
             ensure!(begun.elapsed() < COLLECTED_TIMEOUT, "after {COLLECTED_TIMEOUT:?} there are still {left:#?}");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
@@ -164,15 +94,4 @@ async fn a_protocol_gateway_is_deleted_and_nothing_of_it_remains() {
         Ok(())
     };
     cluster.story("deleted", test).await;
-}
-
-/// Everything in the namespace that carries the fleet's label, and its endpoints.
-fn remains(story: &Story) -> anyhow::Result<Vec<String>> {
-    let kinds = "configmaps,deployments.apps,replicasets.apps,pods,secrets,services,serviceaccounts,\
-                 horizontalpodautoscalers.autoscaling,poddisruptionbudgets.policy,networkpolicies.networking.k8s.io,\
-                 endpointslices.discovery.k8s.io,protocolgateways.protocolgateway.io";
-    let selector = "--selector=app.kubernetes.io/instance=gw";
-    let output = story.kubectl()?.args(["get", kinds, selector, "--output=name"]).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
 }

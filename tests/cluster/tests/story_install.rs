@@ -10,6 +10,8 @@ use cluster::{
 };
 
 const CONNECTED_TIMEOUT: Duration = Duration::from_mins(1);
+/// Whatever number of seconds or minutes.
+const AGE: &str = "age";
 
 #[tokio::test]
 #[ignore = "level cluster: cargo xtask test cluster"]
@@ -38,7 +40,16 @@ async fn helm_install_then_a_protocol_gateway_then_devices_send_and_nothing_is_l
             fleet.pods().await?.into_iter().filter_map(|pod| pod.spec?.node_name).collect();
         ensure!(hosts.len() == 2, "both pods are on {hosts:?}");
 
-        ensure!(devices.total(|second| second.lost_connections) == 0, "a device was disconnected");
+        let short =
+            [["NAME", "READY", "CONNECTIONS", "REPLICAS", "DESIRED", "AGE"], ["gw", "True", "50", "2", "2", AGE]];
+        ensure!(table(story, &[])? == short.map(|row| row.map(str::to_owned).to_vec()));
+        let wide = [
+            ["NAME", "READY", "CONNECTIONS", "REPLICAS", "DESIRED", "REASON", "AGE"],
+            ["gw", "True", "50", "2", "2", "PodsReady", AGE],
+        ];
+        ensure!(table(story, &["--output=wide"])? == wide.map(|row| row.map(str::to_owned).to_vec()));
+
+        ensure!(devices.lost() == 0, "a device was disconnected");
         let verdict = fleet.none_lost(devices).await?;
         ensure!(verdict.duplicated == 0, "{verdict}");
         Ok(())
@@ -49,4 +60,14 @@ async fn helm_install_then_a_protocol_gateway_then_devices_send_and_nothing_is_l
 /// Whether status tells of so many connections.
 fn counts(connections: u64) -> impl Fn(&serde_json::Value) -> bool {
     move |gateway| gateway["status"]["connections"] == connections
+}
+
+/// All that `kubectl get pgw` prints, word by word; an age is [`AGE`].
+fn table(story: &Story, arguments: &[&str]) -> anyhow::Result<Vec<Vec<String>>> {
+    let output = story.kubectl()?.args(["get", "pgw"]).args(arguments).output()?;
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    xtask::step::say(&format!("kubectl get pgw {}\n{text}", arguments.join(" ")));
+    let is_age = |word: &str| word.starts_with(|first: char| first.is_ascii_digit()) && word.ends_with(['s', 'm']);
+    let word = |word: &str| if is_age(word) { AGE } else { word }.to_owned();
+    Ok(text.lines().map(|line| line.split_whitespace().map(word).collect()).collect())
 }
