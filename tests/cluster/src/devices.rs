@@ -124,6 +124,16 @@ impl Devices {
         self.seconds().iter().filter(|second| second.phase != Phase::Total).map(of).sum()
     }
 
+    /// Connections that were lost so far: by the gateway's wish, or by its end.
+    pub fn lost(&self) -> u64 {
+        self.total(|second| second.lost_connections)
+    }
+
+    /// The most connections that were lost in any second.
+    pub fn highest_rate(&self) -> u64 {
+        self.seconds().iter().map(|second| second.lost_connections).max().unwrap_or(0)
+    }
+
     /// Waits until all are connected.
     ///
     /// # Errors
@@ -143,7 +153,7 @@ impl Devices {
                 bail!("{what}: the devices ended before");
             }
             if begun.elapsed() > limit {
-                let (last, lost) = (self.connected(), self.total(|second| second.lost_connections));
+                let (last, lost) = (self.connected(), self.lost());
                 bail!("{what}: not after {limit:?}; connected {last} of {}, connections lost {lost}", self.count);
             }
             tokio::time::sleep(Duration::from_millis(100)).await;

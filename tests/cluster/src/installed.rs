@@ -2,12 +2,24 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
+use k8s_openapi::api::{
+    coordination::v1::{Lease, LeaseSpec},
+    core::v1::Pod,
+};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams},
+};
 use xtask::{
     process::{self, run_quietly},
     product,
@@ -96,6 +108,48 @@ impl Installed {
             .with_context(|| self.state())
     }
 
+    /// The lease by which operators agree who writes.
+    ///
+    /// # Errors
+    /// What the API server says.
+    pub async fn lease(&self) -> anyhow::Result<LeaseSpec> {
+        let leases: Api<Lease> = Api::namespaced(self.cluster.client().await?, NAMESPACE);
+        leases.get(RELEASE).await?.spec.context("the lease says nothing")
+    }
+
+    /// Who holds the lease: a name that begins with that of its pod.
+    ///
+    /// # Errors
+    /// Nobody does.
+    pub async fn leader(&self) -> anyhow::Result<String> {
+        self.lease().await?.holder_identity.filter(|holder| !holder.is_empty()).context("nobody leads")
+    }
+
+    /// The operator's pods.
+    ///
+    /// # Errors
+    /// What the API server says.
+    pub async fn pods(&self) -> anyhow::Result<Vec<Pod>> {
+        let pods: Api<Pod> = Api::namespaced(self.cluster.client().await?, NAMESPACE);
+        let ours = ListParams::default()
+            .labels(&format!("app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=operator"));
+        Ok(pods.list(&ours).await?.items)
+    }
+
+    /// Deletes the pod that holds the lease, without any grace, and returns what [`Installed::leader`] was.
+    ///
+    /// # Errors
+    /// Nobody leads; what the API server says.
+    pub async fn kill_leader(&self) -> anyhow::Result<String> {
+        let holder = self.leader().await?;
+        let names = self.pods().await?.into_iter().map(|pod| pod.name_any());
+        let pod = names.into_iter().find(|name| holder.starts_with(name.as_str()));
+        let pod = pod.with_context(|| format!("{holder} is no pod"))?;
+        let pods: Api<Pod> = Api::namespaced(self.cluster.client().await?, NAMESPACE);
+        pods.delete(&pod, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
+        Ok(holder)
+    }
+
     /// `kubectl` in the operator's namespace.
     ///
     /// # Errors
@@ -126,6 +180,46 @@ impl Installed {
 /// The chart of this checkout.
 pub fn chart() -> PathBuf {
     process::workspace_root().join("charts/protocol-gateway-operator")
+}
+
+/// A copy of the chart whose definition knows one more field, for who tries an upgrade. It is removed with the value.
+///
+/// # Errors
+/// A definition in which that field has no place; a directory that cannot be written.
+pub fn chart_with_another_field() -> anyhow::Result<ChartCopy> {
+    static COPIES: AtomicU32 = AtomicU32::new(0);
+    let name = format!("protocol-gateway-chart-{}-{}", std::process::id(), COPIES.fetch_add(1, Relaxed));
+    let copy = ChartCopy(std::env::temp_dir().join(name));
+    run_quietly(Command::new("cp").arg("-r").arg(chart()).arg(&copy.0))?;
+    let file = copy.0.join("files/protocolgateway.yaml");
+    let text = fs::read_to_string(&file)?;
+    let anchor = "              replicas:\n                default: 2\n";
+    ensure!(text.matches(anchor).count() == 1, "the definition's replicas stand elsewhere");
+    let field = format!(
+        "              anotherField:\n                description: {ANOTHER_FIELD}\n                type: string\n"
+    );
+    fs::write(&file, text.replace(anchor, &format!("{field}{anchor}")))?;
+    Ok(copy)
+}
+
+/// What the field that [`chart_with_another_field`] adds says of itself.
+pub const ANOTHER_FIELD: &str = "Of a later version.";
+
+/// A chart in a directory that goes with this value.
+#[derive(Debug)]
+pub struct ChartCopy(PathBuf);
+
+impl AsRef<Path> for ChartCopy {
+    fn as_ref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for ChartCopy {
+    fn drop(&mut self) {
+        // what cannot be removed is the system's to remove
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 /// A full name without its tag, and the tag.

@@ -6,7 +6,7 @@
 //! So a test asks the hub itself what arrived, and makes it fail as it likes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
@@ -17,7 +17,7 @@ use device::{load::Outcome, script::Login};
 use hub::{Hub, HubConfig, domain::Identity};
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use kube::{
-    Api,
+    Api, ResourceExt,
     api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
@@ -233,6 +233,14 @@ impl Fleet<'_> {
         let selector = format!("app.kubernetes.io/name=protocol-gateway,app.kubernetes.io/instance={}", self.name);
         let pods = pods.list(&ListParams::default().labels(&selector)).await?.items;
         Ok(pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect())
+    }
+
+    /// The names of [`Fleet::pods`].
+    ///
+    /// # Errors
+    /// As [`Fleet::pods`].
+    pub async fn pod_names(&self) -> anyhow::Result<BTreeSet<String>> {
+        Ok(self.pods().await?.iter().map(ResourceExt::name_any).collect())
     }
 
     /// Where devices connect from this machine: the listener's port at every node.

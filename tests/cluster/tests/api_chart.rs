@@ -172,9 +172,8 @@ async fn uninstalled_and_installed_again_the_chart_leaves_what_users_have() {
         let before = uids(story)?;
         ensure!(before.len() == gateways.len(), "{before:?}");
 
-        let changed = chart_with_another_field(story)?;
-        install(story, "first", &changed, &[])?;
-        fs::remove_dir_all(&changed)?;
+        let changed = installed::chart_with_another_field()?;
+        install(story, "first", changed.as_ref(), &[])?;
         ensure!(explains_another_field(story)?, "the definition was upgraded with the chart");
         ensure!(uids(story)? == before, "an upgrade changed the users' resources");
 
@@ -295,23 +294,9 @@ fn uninstall(story: &Story, release: &str) -> anyhow::Result<()> {
     run(story.cluster.helm()?.args(arguments)).map(drop)
 }
 
-/// A copy of the chart, whose definition knows one more field.
-fn chart_with_another_field(story: &Story) -> anyhow::Result<PathBuf> {
-    let copy = std::env::temp_dir().join(format!("{}-{}", story.namespace, std::process::id()));
-    run(Command::new("cp").arg("-r").arg(installed::chart()).arg(&copy))?;
-    let file = copy.join("files/protocolgateway.yaml");
-    let text = fs::read_to_string(&file)?;
-    let anchor = "              replicas:\n                default: 2\n";
-    ensure!(text.matches(anchor).count() == 1, "the definition's replicas stand elsewhere");
-    let field =
-        "              anotherField:\n                description: Of a later version.\n                type: string\n";
-    fs::write(&file, text.replace(anchor, &format!("{field}{anchor}")))?;
-    Ok(copy)
-}
-
 fn explains_another_field(story: &Story) -> anyhow::Result<bool> {
     let arguments = ["get", "crd", DEFINITION, "--output=json"];
-    Ok(run(story.kubectl()?.args(arguments))?.contains("Of a later version."))
+    Ok(run(story.kubectl()?.args(arguments))?.contains(installed::ANOTHER_FIELD))
 }
 
 /// Applies text to the story's namespace, strictly.

@@ -1,6 +1,6 @@
 //! What running pods follow, and what they are replaced for.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use cluster::{
@@ -8,17 +8,12 @@ use cluster::{
     devices::Group,
     world::{Fleet, World},
 };
-use kube::ResourceExt;
 
 const CONNECTED_TIMEOUT: Duration = Duration::from_mins(1);
 /// The kubelet writes a changed ConfigMap within some seconds, and the gateway looks every few.
 const FOLLOWED_TIMEOUT: Duration = Duration::from_mins(1);
 /// Pods are replaced one by one, and drained.
 const ROLLED_TIMEOUT: Duration = Duration::from_mins(3);
-
-async fn pods(fleet: &Fleet<'_>) -> anyhow::Result<BTreeSet<String>> {
-    Ok(fleet.pods().await?.iter().map(ResourceExt::name_any).collect())
-}
 
 /// One message of more bytes than the first limit allows: answered only by a gateway that follows the second.
 async fn big_message_passes(fleet: &Fleet<'_>) -> anyhow::Result<bool> {
@@ -42,12 +37,11 @@ async fn a_limit_is_followed_without_a_restart_and_a_new_listener_rolls_the_pods
         fleet.ready().await?;
         let devices = fleet.devices(50, &Group { per_second: 50.0, ..Group::default() }).await?;
         devices.all_connected(CONNECTED_TIMEOUT).await?;
-        let lost = |devices: &cluster::devices::Devices| devices.total(|second| second.lost_connections);
-        ensure!(lost(&devices) == 0, "a device was disconnected while it came");
-        let before = pods(&fleet).await?;
+        ensure!(devices.lost() == 0, "a device was disconnected while it came");
+        let before = fleet.pod_names().await?;
         ensure!(!big_message_passes(&fleet).await?, "the first limit is not in force");
 
-        ensure!(lost(&devices) == 0, "a device was disconnected by another's message");
+        ensure!(devices.lost() == 0, "a device was disconnected by another's message");
 
         fleet.declare(&format!("{{replicas: 2, limits: {{messageBytesMax: 16KiB}}, {reconnects}}}")).await?;
         let begun = std::time::Instant::now();
@@ -58,15 +52,15 @@ async fn a_limit_is_followed_without_a_restart_and_a_new_listener_rolls_the_pods
             in_a_row = if big_message_passes(&fleet).await? { in_a_row + 1 } else { 0 };
         }
         xtask::step::say(&format!("the new limit was in force within {:.1} s", begun.elapsed().as_secs_f64()));
-        ensure!(pods(&fleet).await? == before, "pods were replaced for a limit");
-        ensure!(lost(&devices) == 0, "a device was disconnected by the change");
+        ensure!(fleet.pod_names().await? == before, "pods were replaced for a limit");
+        ensure!(devices.lost() == 0, "a device was disconnected by the change");
 
         let listeners =
             "listeners: [{name: mqtts, protocol: MQTT, port: 8883}, {name: wss, protocol: MQTTWebSocket, port: 8443}]";
         let wanted = format!("{{replicas: 2, limits: {{messageBytesMax: 16KiB}}, {reconnects}, {listeners}}}");
         fleet.declare(&wanted).await?;
         let rolled = begun.elapsed() + ROLLED_TIMEOUT;
-        while !pods(&fleet).await?.is_disjoint(&before) || fleet.pods().await?.len() != 2 {
+        while !fleet.pod_names().await?.is_disjoint(&before) || fleet.pods().await?.len() != 2 {
             ensure!(begun.elapsed() < rolled, "the pods are not replaced after {ROLLED_TIMEOUT:?}");
             tokio::time::sleep(Duration::from_millis(500)).await;
         }

@@ -1,22 +1,11 @@
 //! Who dies, and what goes on all the same: an operator, the leader, a pod, the ProtocolGateway itself.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use cluster::{
-    Cluster, Story,
-    devices::Group,
-    installed::NAMESPACE,
-    world::{Fleet, World},
-};
-use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
-use kube::{
-    Api, ResourceExt,
-    api::{DeleteParams, ListParams},
-};
+use cluster::{Cluster, Story, devices::Group, world::World};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, api::DeleteParams};
 
 const CONNECTED_TIMEOUT: Duration = Duration::from_mins(1);
 /// Pods are replaced one by one, and drained.
@@ -25,32 +14,6 @@ const ROLLED_TIMEOUT: Duration = Duration::from_mins(4);
 const TAKEN_OVER_TIMEOUT: Duration = Duration::from_secs(15 + 2 + 8);
 /// The garbage collector goes through everything that is owned; pods drain within their bound.
 const COLLECTED_TIMEOUT: Duration = Duration::from_mins(2);
-
-fn lease(story: &Story) -> Api<Lease> {
-    Api::namespaced(story.client.clone(), NAMESPACE)
-}
-
-async fn holder(story: &Story) -> anyhow::Result<String> {
-    let lease = lease(story).get("protocol-gateway-operator").await?;
-    lease.spec.and_then(|spec| spec.holder_identity).filter(|holder| !holder.is_empty()).context("nobody leads")
-}
-
-/// Kills the operator's pod that holds the lease, without any grace, and returns its name.
-async fn kill_leader(story: &Story) -> anyhow::Result<String> {
-    let holder = holder(story).await?;
-    let pods: Api<Pod> = Api::namespaced(story.client.clone(), NAMESPACE);
-    let names: Vec<String> = pods.list(&ListParams::default()).await?.iter().map(ResourceExt::name_any).collect();
-    let pod = names
-        .into_iter()
-        .find(|name| holder.starts_with(name.as_str()))
-        .with_context(|| format!("{holder} is no pod"))?;
-    pods.delete(&pod, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
-    Ok(holder)
-}
-
-async fn pods(fleet: &Fleet<'_>) -> anyhow::Result<BTreeSet<String>> {
-    Ok(fleet.pods().await?.iter().map(ResourceExt::name_any).collect())
-}
 
 #[tokio::test]
 #[ignore = "level cluster: cargo xtask test cluster"]
@@ -68,17 +31,17 @@ async fn the_leader_is_killed_in_a_rollout_and_another_finishes_it_within_the_le
         fleet.ready().await?;
         let devices = fleet.devices(60, &Group { per_second: 60.0, ..Group::default() }).await?;
         devices.all_connected(CONNECTED_TIMEOUT).await?;
-        let before = pods(&fleet).await?;
+        let before = fleet.pod_names().await?;
 
         fleet.declare(&spec(8884)).await?;
         let begun = Instant::now();
-        while pods(&fleet).await?.is_subset(&before) {
+        while fleet.pod_names().await?.is_subset(&before) {
             ensure!(begun.elapsed() < ROLLED_TIMEOUT, "the rollout does not begin");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let killed = Instant::now();
-        let old = kill_leader(story).await?;
-        while holder(story).await.map_or(true, |holder| holder == old) {
+        let old = world.installed.kill_leader().await?;
+        while world.installed.leader().await.map_or(true, |holder| holder == old) {
             ensure!(killed.elapsed() < TAKEN_OVER_TIMEOUT, "nobody takes over after {TAKEN_OVER_TIMEOUT:?}");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -86,7 +49,7 @@ async fn the_leader_is_killed_in_a_rollout_and_another_finishes_it_within_the_le
         // the other one writes: something new is carried out
         let scaled = spec(8884).replace("replicas: 3", "replicas: 4");
         fleet.declare(&scaled).await?;
-        while pods(&fleet).await?.len() != 4 || !pods(&fleet).await?.is_disjoint(&before) {
+        while fleet.pod_names().await?.len() != 4 || !fleet.pod_names().await?.is_disjoint(&before) {
             ensure!(killed.elapsed() < ROLLED_TIMEOUT, "the rollout is not finished after {ROLLED_TIMEOUT:?}");
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
@@ -108,17 +71,17 @@ async fn a_pod_is_killed_and_its_devices_come_back_with_nothing_lost() {
         fleet.ready().await?;
         let devices = fleet.devices(100, &Group { per_second: 200.0, ..Group::default() }).await?;
         devices.all_connected(CONNECTED_TIMEOUT).await?;
-        let victim = pods(&fleet).await?.pop_first().context("there are pods")?;
+        let victim = fleet.pod_names().await?.pop_first().context("there are pods")?;
         let api: Api<Pod> = Api::namespaced(story.client.clone(), &story.namespace);
         api.delete(&victim, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
-        let lost = |devices: &cluster::devices::Devices| devices.total(|second| second.lost_connections) > 0;
+        let lost = |devices: &cluster::devices::Devices| devices.lost() > 0;
         devices.until("the devices of the pod notice", CONNECTED_TIMEOUT, lost).await?;
         devices.all_connected(CONNECTED_TIMEOUT).await?;
         let so_far = devices.total(|second| second.acknowledged);
         let goes_on = |devices: &cluster::devices::Devices| devices.total(|second| second.acknowledged) > so_far + 1000;
         devices.until("messages go on", CONNECTED_TIMEOUT, goes_on).await?;
         fleet.ready().await?;
-        ensure!(!pods(&fleet).await?.contains(&victim), "the pod came back under its name");
+        ensure!(!fleet.pod_names().await?.contains(&victim), "the pod came back under its name");
         fleet.none_lost(devices).await?;
         Ok(())
     };

@@ -10,26 +10,14 @@ use anyhow::{Context, ensure};
 use cluster::{
     Cluster, Story,
     devices::{Devices, Group},
-    installed::NAMESPACE,
-    world::{Fleet, World},
+    world::World,
 };
-use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
-use kube::{
-    Api, ResourceExt,
-    api::{DeleteParams, ListParams},
-};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, ResourceExt, api::ListParams};
 use serde_json::Value;
 
 const CONNECTED_TIMEOUT: Duration = Duration::from_mins(2);
 const DRAINED_TIMEOUT: Duration = Duration::from_mins(5);
-
-async fn pods(fleet: &Fleet<'_>) -> anyhow::Result<BTreeSet<String>> {
-    Ok(fleet.pods().await?.iter().map(ResourceExt::name_any).collect())
-}
-
-fn highest_rate(devices: &Devices) -> u64 {
-    devices.seconds().iter().map(|second| second.lost_connections).max().unwrap_or(0)
-}
 
 /// Waits until none of these pods is left, not even one that ends.
 async fn gone(story: &Story, names: &BTreeSet<String>) -> anyhow::Result<()> {
@@ -61,14 +49,14 @@ async fn a_rolling_update_under_load_moves_every_device_once_within_the_budget()
         fleet.ready().await?;
         let devices = fleet.devices(150, &Group { per_second: 150.0, ..Group::default() }).await?;
         devices.all_connected(CONNECTED_TIMEOUT).await?;
-        let before = pods(&fleet).await?;
+        let before = fleet.pod_names().await?;
         fleet.declare(&spec("two")).await?;
         let begun = Instant::now();
         tokio::time::sleep(Duration::from_secs(2)).await;
         gone(story, &before).await?;
         fleet.ready().await?;
         devices.all_connected(CONNECTED_TIMEOUT).await?;
-        let (rate, moved) = (highest_rate(&devices), devices.total(|second| second.lost_connections));
+        let (rate, moved) = (devices.highest_rate(), devices.lost());
         xtask::step::say(&format!(
             "rolled in {:.1} s; {moved} moves of 150 devices, at most {rate} in a second of 20 allowed",
             begun.elapsed().as_secs_f64()
@@ -90,15 +78,15 @@ async fn a_leader_is_killed_in_the_middle_of_a_drain_and_the_next_one_goes_on() 
         let spec = |replicas: u32| format!("{{replicas: {replicas}, reconnects: {{perSecond: 2, drainTimeout: 4m}}}}");
         let fleet = world.gateway("gw", &spec(2)).await?;
         fleet.ready().await?;
-        let before = pods(&fleet).await?;
+        let before = fleet.pod_names().await?;
         let devices = fleet.devices(160, &Group { per_second: 40.0, ..Group::default() }).await?;
         devices.all_connected(CONNECTED_TIMEOUT).await?;
         fleet.declare(&spec(1)).await?;
-        let begun = |devices: &Devices| devices.total(|second| second.lost_connections) >= 10;
+        let begun = |devices: &Devices| devices.lost() >= 10;
         devices.until("devices are let go", CONNECTED_TIMEOUT, begun).await?;
         let epoch = |object: &Value| object["status"]["drains"][0]["epoch"].as_i64();
         let first = epoch(&fleet.object().await?).context("a drain is planned")?;
-        kill_leader(story).await?;
+        world.installed.kill_leader().await?;
         fleet
             .until("the next leader goes on", CONNECTED_TIMEOUT, |object| {
                 epoch(object).is_some_and(|next| next > first)
@@ -115,25 +103,11 @@ async fn a_leader_is_killed_in_the_middle_of_a_drain_and_the_next_one_goes_on() 
                 .collect()
         };
         ensure!(!left.is_disjoint(&before), "none of the pods of before is left: {left:?}");
-        let rate = highest_rate(&devices);
+        let rate = devices.highest_rate();
         ensure!(rate <= 2, "{rate} devices were disconnected in a second of 2 allowed");
         devices.all_connected(CONNECTED_TIMEOUT).await?;
         fleet.none_lost(devices).await?;
         Ok(())
     };
     cluster.story("leader-in-drain", test).await;
-}
-
-async fn kill_leader(story: &Story) -> anyhow::Result<()> {
-    let leases: Api<Lease> = Api::namespaced(story.client.clone(), NAMESPACE);
-    let lease = leases.get("protocol-gateway-operator").await?;
-    let holder = lease.spec.and_then(|spec| spec.holder_identity).context("nobody leads")?;
-    let pods: Api<Pod> = Api::namespaced(story.client.clone(), NAMESPACE);
-    let names: Vec<String> = pods.list(&ListParams::default()).await?.iter().map(ResourceExt::name_any).collect();
-    let pod = names
-        .into_iter()
-        .find(|name| holder.starts_with(name.as_str()))
-        .with_context(|| format!("{holder} is no pod"))?;
-    pods.delete(&pod, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
-    Ok(())
 }

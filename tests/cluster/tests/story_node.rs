@@ -38,9 +38,8 @@ async fn kubectl_drain_empties_a_node_within_the_budget_and_the_timeout() {
         ensure!(uncordoned.status.success(), "{}", String::from_utf8_lossy(&uncordoned.stderr));
         ensure!(drained.status.success(), "kubectl drain failed after {:.1} s", begun.elapsed().as_secs_f64());
         devices.all_connected(CONNECTED_TIMEOUT).await?;
-        let seconds = devices.seconds();
-        let rate = seconds.iter().map(|second| second.lost_connections).max().unwrap_or(0);
-        let moved = devices.total(|second| second.lost_connections);
+        let rate = devices.highest_rate();
+        let moved = devices.lost();
         xtask::step::say(&format!(
             "{node} drained in {:.1} s; {moved} devices moved, at most {rate} in a second of 10 allowed",
             begun.elapsed().as_secs_f64()

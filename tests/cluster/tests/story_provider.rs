@@ -107,15 +107,15 @@ async fn helm_uninstall_in_the_middle_of_a_drain_leaves_namespaces_deletable_and
         let devices = fleet.devices(100, &Group { per_second: 20.0, ..Group::default() }).await?;
         devices.all_connected(CONNECTED_TIMEOUT).await?;
         fleet.declare(&spec(1)).await?;
-        let begun = |devices: &cluster::devices::Devices| devices.total(|second| second.lost_connections) >= 4;
+        let begun = |devices: &cluster::devices::Devices| devices.lost() >= 4;
         devices.until("devices are let go", CONNECTED_TIMEOUT, begun).await?;
         world.installed.uninstall()?;
         gone(story).await?;
         // the pod pauses: its orders have lapsed
         tokio::time::sleep(Duration::from_secs(20)).await;
-        let paused = devices.total(|second| second.lost_connections);
+        let paused = devices.lost();
         tokio::time::sleep(Duration::from_secs(10)).await;
-        ensure!(devices.total(|second| second.lost_connections) == paused, "a pod drains on although nobody orders it");
+        ensure!(devices.lost() == paused, "a pod drains on although nobody orders it");
         namespace_can_be_deleted(story)?;
         ensure!(fleet.pods().await?.len() == 2, "a pod went with the operator");
         devices.all_connected(CONNECTED_TIMEOUT).await?;

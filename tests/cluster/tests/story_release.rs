@@ -1,12 +1,12 @@
 //! The life of a release: the chart is upgraded, uninstalled and installed again; what users have stays, and serves.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use cluster::{
     Cluster, Story,
     devices::Group,
-    installed::{self, RELEASE},
+    installed::{self, ANOTHER_FIELD, RELEASE},
     world::World,
 };
 use xtask::process::run_quietly;
@@ -23,20 +23,18 @@ async fn a_chart_with_a_changed_definition_upgrades_and_uninstalled_it_leaves_wh
         let before = fleet.ready().await?;
         let devices = fleet.devices(20, &Group { per_second: 20.0, ..Group::default() }).await?;
         devices.all_connected(TIMEOUT).await?;
-        let pods = names(&fleet.pods().await?);
+        let pods = fleet.pod_names().await?;
 
-        let changed = chart_with_another_field(&story.namespace)?;
-        let upgraded = world.installed.upgrade(&changed, &[]);
-        fs::remove_dir_all(&changed)?;
-        upgraded?;
+        let changed = installed::chart_with_another_field()?;
+        world.installed.upgrade(changed.as_ref(), &[])?;
         let explained = story.kubectl()?.args(["explain", "pgw.spec.anotherField"]).output()?;
-        ensure!(String::from_utf8_lossy(&explained.stdout).contains("Of a later version."), "{explained:?}");
+        ensure!(String::from_utf8_lossy(&explained.stdout).contains(ANOTHER_FIELD), "{explained:?}");
         fleet.ready().await?;
 
         world.installed.uninstall()?;
         let after = fleet.object().await?;
         ensure!(after["metadata"]["uid"] == before["metadata"]["uid"], "the ProtocolGateway was made anew");
-        ensure!(names(&fleet.pods().await?) == pods, "its pods changed");
+        ensure!(fleet.pod_names().await? == pods, "its pods changed");
         let roles = world.installed.kubectl()?.args(["get", "clusterroles", "--output=name"]).output()?;
         ensure!(!String::from_utf8_lossy(&roles.stdout).contains(RELEASE), "rights stayed: {roles:?}");
         ensure!(no_api_of_ours(story)?, "an API that nobody serves keeps namespaces from being deleted");
@@ -44,18 +42,12 @@ async fn a_chart_with_a_changed_definition_upgrades_and_uninstalled_it_leaves_wh
         // devices neither know nor care; who installs again finds everything as it was
         world.installed.upgrade(&installed::chart(), &[])?;
         fleet.ready().await?;
-        ensure!(names(&fleet.pods().await?) == pods, "its pods changed");
-        ensure!(devices.total(|second| second.lost_connections) == 0, "a device was disconnected");
+        ensure!(fleet.pod_names().await? == pods, "its pods changed");
+        ensure!(devices.lost() == 0, "a device was disconnected");
         fleet.none_lost(devices).await?;
         Ok(())
     };
     cluster.story("release", test).await;
-}
-
-fn names(pods: &[k8s_openapi::api::core::v1::Pod]) -> Vec<String> {
-    let mut names: Vec<String> = pods.iter().filter_map(|pod| pod.metadata.name.clone()).collect();
-    names.sort();
-    names
 }
 
 /// Whether no metrics API is registered; what the chart removed takes it along, a moment later.
@@ -66,18 +58,4 @@ fn no_api_of_ours(story: &Story) -> anyhow::Result<bool> {
         run_quietly(story.cluster.kubectl()?.args(wait).arg(&name)).context("the metrics API stays")?;
     }
     Ok(true)
-}
-
-/// A copy of the chart, whose definition knows one more field.
-fn chart_with_another_field(name: &str) -> anyhow::Result<PathBuf> {
-    let copy = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
-    run_quietly(Command::new("cp").arg("-r").arg(installed::chart()).arg(&copy))?;
-    let file = copy.join("files/protocolgateway.yaml");
-    let text = fs::read_to_string(&file)?;
-    let anchor = "              replicas:\n                default: 2\n";
-    ensure!(text.matches(anchor).count() == 1, "the definition's replicas stand elsewhere");
-    let field =
-        "              anotherField:\n                description: Of a later version.\n                type: string\n";
-    fs::write(&file, text.replace(anchor, &format!("{field}{anchor}")))?;
-    Ok(copy)
 }

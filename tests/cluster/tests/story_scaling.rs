@@ -40,13 +40,6 @@ fn has_pods(wanted: i64) -> impl Fn(&Value) -> bool {
     }
 }
 
-/// The most that were disconnected in any second, of all groups together.
-fn highest_rate(groups: &[&Devices]) -> u64 {
-    let seconds = groups.iter().map(|group| group.seconds());
-    // groups tell a line a second each; those of one second may straddle two of another's
-    seconds.map(|seconds| seconds.iter().map(|second| second.lost_connections).max().unwrap_or(0)).sum()
-}
-
 #[tokio::test]
 #[ignore = "level cluster: cargo xtask test cluster"]
 async fn three_hundred_devices_make_the_fleet_grow_to_six_and_when_two_hundred_leave_it_shrinks_to_two() {
@@ -68,14 +61,14 @@ async fn three_hundred_devices_make_the_fleet_grow_to_six_and_when_two_hundred_l
             "from the first of 200 devices to /scale = 6: {asked:.1} s, to six ready: {ready:.1} s"
         ));
         leave.all_connected(CONNECTED_TIMEOUT).await?;
-        ensure!(highest_rate(&[&stay, &leave]) == 0, "growing disconnected somebody");
+        ensure!(stay.lost() + leave.lost() == 0, "growing disconnected somebody");
 
         fleet.none_lost(leave).await?;
         let shrinks = Instant::now();
         fleet.until("two pods are left", SHRUNK_TIMEOUT, has_pods(2)).await?;
         stay.all_connected(CONNECTED_TIMEOUT).await?;
-        let rate = highest_rate(&[&stay]);
-        let moved = stay.total(|second| second.lost_connections);
+        let rate = stay.highest_rate();
+        let moved = stay.lost();
         xtask::step::say(&format!(
             "two pods after {:.1} s; {moved} of 100 devices moved, at most {rate} in a second of {BUDGET} allowed",
             shrinks.elapsed().as_secs_f64()
@@ -140,19 +133,16 @@ async fn after_more_pods_were_made_devices_are_moved_until_the_fleet_is_even() {
             .until("the fleet is even", SHRUNK_TIMEOUT, |object| skew(object).is_some_and(|skew| skew <= 1.15))
             .await?;
         devices.all_connected(CONNECTED_TIMEOUT).await?;
-        let moved = devices.total(|second| second.lost_connections);
+        let moved = devices.lost();
         xtask::step::say(&format!("even after {:.1} s, {moved} moves", begun.elapsed().as_secs_f64()));
         ensure!(moved > 0, "nobody was moved");
-        let rate = highest_rate(&[&devices]);
+        let rate = devices.highest_rate();
         ensure!(rate <= BUDGET, "{rate} devices were disconnected in a second");
         // and it rests
         fleet.until("nothing is drained", SHRUNK_TIMEOUT, no_drains).await?;
-        let rested = devices.total(|second| second.lost_connections);
+        let rested = devices.lost();
         tokio::time::sleep(Duration::from_secs(20)).await;
-        ensure!(
-            devices.total(|second| second.lost_connections) == rested,
-            "devices are moved although the fleet is even"
-        );
+        ensure!(devices.lost() == rested, "devices are moved although the fleet is even");
         fleet.none_lost(devices).await?;
         Ok(())
     };
@@ -190,17 +180,17 @@ async fn when_more_pods_are_wanted_in_the_middle_of_a_drain_it_is_undone() {
         devices.all_connected(CONNECTED_TIMEOUT).await?;
         fleet.declare(&spec(2)).await?;
         fleet.until("a pod is drained", CONNECTED_TIMEOUT, drains).await?;
-        let lost = |devices: &Devices| devices.total(|second| second.lost_connections) >= 5;
+        let lost = |devices: &Devices| devices.lost() >= 5;
         devices.until("devices are let go", CONNECTED_TIMEOUT, lost).await?;
         fleet.declare(&spec(3)).await?;
         fleet
             .until("the drain is undone", CONNECTED_TIMEOUT, |object| no_drains(object) && ready_replicas(object) == 3)
             .await?;
-        let undone = devices.total(|second| second.lost_connections);
+        let undone = devices.lost();
         tokio::time::sleep(Duration::from_secs(10)).await;
-        ensure!(devices.total(|second| second.lost_connections) == undone, "the pod goes on draining");
+        ensure!(devices.lost() == undone, "the pod goes on draining");
         ensure!(watch.ended().await.is_empty(), "a pod was taken all the same");
-        ensure!(highest_rate(&[&devices]) <= 2, "{} devices were disconnected in a second", highest_rate(&[&devices]));
+        ensure!(devices.highest_rate() <= 2, "{} devices were disconnected in a second", devices.highest_rate());
         fleet.none_lost(devices).await?;
         Ok(())
     };
