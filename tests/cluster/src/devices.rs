@@ -1,6 +1,7 @@
 //! Devices of a story: they connect from this machine through the Service, and tell what they see while they run.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::PathBuf,
     sync::{
@@ -73,7 +74,20 @@ impl Devices {
     ///
     /// # Errors
     /// A CA that is none.
-    pub fn start(target: &Target, mut logins: Vec<Login>, group: &Group) -> anyhow::Result<Self> {
+    pub fn start(target: &Target, logins: Vec<Login>, group: &Group) -> anyhow::Result<Self> {
+        Self::start_as(target, logins, &[], group)
+    }
+
+    /// As [`Devices::start`], each with a certificate of its own: chain and key, PEM.
+    ///
+    /// # Errors
+    /// A CA, a certificate or a key that is none.
+    pub fn start_as(
+        target: &Target,
+        mut logins: Vec<Login>,
+        identities: &[(String, String)],
+        group: &Group,
+    ) -> anyhow::Result<Self> {
         static GROUPS: AtomicU64 = AtomicU64::new(0);
         let run = format!("run{}x{}", std::process::id(), GROUPS.fetch_add(1, Relaxed));
         let stop = std::env::temp_dir().join(format!("protocol-gateway-devices-{run}.stop"));
@@ -86,9 +100,13 @@ impl Devices {
         } else {
             Pace::Idle
         };
+        let own_tls = |(chain, key): &(String, String)| {
+            tls::client(&target.ca_pem, false, false, Some((chain.as_bytes(), key.as_bytes())))
+        };
         let plan = Plan {
             addresses: target.addresses.clone(),
             tls: Some((tls::client(&target.ca_pem, false, false, None)?, target.server_name.clone())),
+            identities: identities.iter().map(own_tls).collect::<anyhow::Result<_>>()?,
             logins,
             pace,
             payload_bytes: group.payload_bytes,
@@ -171,6 +189,16 @@ impl Devices {
         let ended = tokio::task::spawn_blocking(move || thread.join()).await?;
         ended.map_err(|_panic| anyhow::Error::msg("the devices panicked"))?
     }
+}
+
+/// The most connections that these devices lost in any second of the clock that begins at `zero`, and how many at all since then.
+pub fn losses(outcomes: &[&Outcome], zero: Instant) -> (u64, u64) {
+    let mut seconds: BTreeMap<u64, u64> = BTreeMap::new();
+    let devices = outcomes.iter().flat_map(|outcome| &outcome.devices);
+    for at in devices.flat_map(|device| &device.lost_at).filter(|at| **at >= zero) {
+        *seconds.entry(at.duration_since(zero).as_secs()).or_default() += 1;
+    }
+    (seconds.values().copied().max().unwrap_or(0), seconds.values().sum())
 }
 
 impl Drop for Devices {

@@ -268,6 +268,7 @@ fn prove(fleet: &Fleet, hub: &Hub, arguments: &Arguments) -> anyhow::Result<()> 
         &Plan {
             addresses: fleet.addresses.clone(),
             tls: Some((tls::client(fleet.ca_pem.as_bytes(), false, false, None)?, fleet.server_name.clone())),
+            identities: Vec::new(),
             pace: Pace::Open { per_second: logins.len() as f64, window: 8 },
             logins,
             payload_bytes: 64,

@@ -153,6 +153,11 @@ pub struct Fleet<'a> {
 }
 
 impl Fleet<'_> {
+    /// The story whose it is.
+    pub fn story(&self) -> &Story {
+        self.world.story
+    }
+
     /// Declares it anew; see [`World::gateway`].
     ///
     /// # Errors
@@ -281,6 +286,14 @@ impl Fleet<'_> {
     /// # Errors
     /// Something is lost.
     pub async fn none_lost(&self, devices: Devices) -> anyhow::Result<Verdict> {
+        Ok(self.finish(devices).await?.0)
+    }
+
+    /// As [`Fleet::none_lost`], with what the devices saw.
+    ///
+    /// # Errors
+    /// As [`Fleet::none_lost`].
+    pub async fn finish(&self, devices: Devices) -> anyhow::Result<(Verdict, Outcome)> {
         let run = devices.run.clone();
         let outcome = devices.finish().await?;
         let verdict = self.world.judge(&run, &outcome)?;
@@ -288,7 +301,7 @@ impl Fleet<'_> {
         if verdict.lost > 0 {
             bail!("acknowledged messages are not at the hub: {verdict}");
         }
-        Ok(verdict)
+        Ok((verdict, outcome))
     }
 }
 

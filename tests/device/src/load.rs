@@ -18,6 +18,8 @@ pub struct Plan {
     pub addresses: Vec<SocketAddr>,
     /// TLS configuration and the name in the certificate; `None` is MQTT without TLS.
     pub tls: Option<(Arc<rustls::ClientConfig>, String)>,
+    /// Device n's own TLS configuration, with its certificate; none here: all have that of `tls`.
+    pub identities: Vec<Arc<rustls::ClientConfig>>,
     /// One login a device.
     pub logins: Vec<crate::script::Login>,
     /// How sends are paced.
@@ -61,6 +63,14 @@ pub enum Pace {
     Idle,
     /// Every device connects, disconnects and comes back at once: the cost of a connection.
     Churn,
+}
+
+impl Plan {
+    /// How device n speaks TLS, and the name that it expects.
+    fn tls_of(&self, n: usize) -> Option<(&Arc<rustls::ClientConfig>, &str)> {
+        let (config, name) = self.tls.as_ref()?;
+        Some((self.identities.get(n).unwrap_or(config), name))
+    }
 }
 
 impl Pace {

@@ -190,6 +190,7 @@ fn plan(load: &Load) -> anyhow::Result<Plan> {
     Ok(Plan {
         addresses,
         tls,
+        identities: Vec::new(),
         logins,
         pace,
         payload_bytes: load.payload,

@@ -32,6 +32,8 @@ pub(super) struct Device {
     pub(super) next: Option<Key>,
     /// The device's connection is gone; what it handed over is still settled.
     pub(super) leaving: bool,
+    /// The hub did not take one of its messages, which ends its connection.
+    pub(super) refused: bool,
     /// Since when the hub has not let it work, and how often it refused since then.
     pub(super) trouble: Option<Trouble>,
 }
@@ -123,6 +125,8 @@ pub(super) struct Message {
     pub(super) given_us: u64,
     /// The link it was transferred on, and when (microseconds).
     pub(super) sent: Option<(LinkId, u64)>,
+    /// It was transferred on a link that is gone: whether the hub has it, nobody knows.
+    pub(super) in_doubt: bool,
 }
 
 /// Which of a device's two links.
@@ -189,6 +193,7 @@ impl Device {
             queue: List::EMPTY,
             next: None,
             leaving: false,
+            refused: false,
             trouble: None,
         }
     }

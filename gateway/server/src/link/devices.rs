@@ -21,7 +21,8 @@ impl State {
         let device = self.devices.insert(owner) as u32;
         let owner = &mut self.devices[device as usize];
         for message in messages {
-            self.messages.push_back(&mut owner.queue, Message { device, sent: None, ..message });
+            let in_doubt = message.in_doubt || message.sent.is_some();
+            self.messages.push_back(&mut owner.queue, Message { device, sent: None, in_doubt, ..message });
         }
         owner.next = owner.queue.first();
         if waits {
@@ -39,7 +40,8 @@ impl State {
         let Some(owner) = self.devices.get_mut(device as usize) else { return };
         owner.leaving = true;
         let undecided = owner.proof.as_ref().is_some_and(|proof| proof.asked || proof.stage == Stage::Failed);
-        if owner.queue.is_empty() || undecided {
+        self.forsake(device);
+        if undecided || self.devices.get(device as usize).is_some_and(|owner| owner.queue.is_empty()) {
             self.remove(device);
         }
     }

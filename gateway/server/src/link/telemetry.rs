@@ -24,7 +24,7 @@ impl State {
         encode::telemetry(&mut bytes, telemetry, sender);
         self.pool.held.take(bytes.len());
         let given_us = self.pool.clock.turn_us();
-        let message = Message { device, slot, bytes, given_us, sent: None };
+        let message = Message { device, slot, bytes, given_us, sent: None, in_doubt: false };
         let key = self.messages.push_back(&mut owner.queue, message);
         owner.next.get_or_insert(key);
         self.pool.metrics.up.inflight.add(1);
@@ -45,10 +45,12 @@ impl State {
             match endpoint.send(link, u64::from(key.0), false, 0, &[&message.bytes]) {
                 Ok(()) => {
                     message.sent = Some((link, self.pool.clock.turn_us()));
+                    self.pool.metrics.upstream_resent.add(u64::from(message.in_doubt));
                     owner.next = self.messages.after(key);
                 }
                 Err(NotSent::TooLarge) => {
                     owner.next = self.messages.after(key);
+                    owner.refused = true;
                     let message = self.messages.remove(&mut owner.queue, key).expect("it was there just now");
                     message.end(&self.pool, &owner.inbox, Outcome::Refused(Refusal::TooLarge));
                 }
@@ -75,26 +77,59 @@ impl State {
         let message = self.messages.remove(&mut owner.queue, key).expect("it was there just now");
         let took_us = self.pool.clock.turn_us().saturating_sub(message.given_us);
         self.pool.metrics.up.settle.observe_us(took_us);
-        if disposition == Disposition::Accepted {
+        let outcome = upstream::outcome(disposition);
+        if outcome == Outcome::Accepted {
             owner.trouble = None;
+        } else {
+            owner.refused = true;
         }
-        message.end(&self.pool, &owner.inbox, upstream::outcome(disposition));
-        if owner.leaving && owner.queue.is_empty() {
+        message.end(&self.pool, &owner.inbox, outcome);
+        self.remove_settled(device);
+    }
+
+    /// Forgets a device that is gone, once nothing of it is owed an outcome.
+    fn remove_settled(&mut self, device: u32) {
+        if self.devices.get(device as usize).is_some_and(|owner| owner.leaving && owner.queue.is_empty()) {
             self.remove(device);
         }
     }
 
-    /// What was transferred on a link that is gone goes again, before anything newer.
+    /// What was transferred on a link that is gone goes again, before anything newer; but see [`State::forsake`].
     pub(super) fn rewind(&mut self, device: u32) {
         let Some(owner) = self.devices.get_mut(device as usize) else { return };
-        owner.next = owner.queue.first();
-        let mut next = owner.next;
+        let mut next = owner.queue.first();
         while let Some(key) = next {
             let message = self.messages.get_mut(key).expect("a device's queue is in the arena");
-            if message.sent.take().is_some() {
-                self.pool.metrics.upstream_resent.inc();
-            }
+            message.in_doubt |= message.sent.take().is_some();
             next = self.messages.after(key);
+        }
+        owner.next = owner.queue.first();
+        if owner.leaving {
+            self.forsake(device);
+            self.remove_settled(device);
+        }
+    }
+
+    /// Drops what a device that is gone sends again itself, for it has no PUBACK: what is in doubt, and what came after a message
+    /// that the hub did not take, which it must not overtake. Its copies would only make duplicates, a window of them for each
+    /// time that it comes back to a hub that throttles. A Will is nobody else's to send, and what has not gone yet goes once:
+    /// the device may have said goodbye without waiting.
+    pub(super) fn forsake(&mut self, device: u32) {
+        let Some(owner) = self.devices.get_mut(device as usize) else { return };
+        let mut next = owner.queue.first();
+        owner.next = None;
+        while let Some(key) = next {
+            next = self.messages.after(key);
+            let message = self.messages.get(key).expect("a device's queue is in the arena");
+            if message.sent.is_some() {
+                continue;
+            }
+            if message.slot != Slot::WILL && (message.in_doubt || owner.refused) {
+                let message = self.messages.remove(&mut owner.queue, key).expect("it was there just now");
+                message.drop_quietly(&self.pool);
+            } else {
+                owner.next.get_or_insert(key);
+            }
         }
     }
 
@@ -106,6 +141,7 @@ impl State {
             if owner.next == Some(key) {
                 owner.next = self.messages.after(key);
             }
+            owner.refused = true;
             let message = self.messages.remove(&mut owner.queue, key).expect("it was there just now");
             message.end(&self.pool, &owner.inbox, Outcome::Refused(Refusal::TooLarge));
         }

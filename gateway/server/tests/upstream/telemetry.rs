@@ -245,6 +245,77 @@ fn a_will_is_sent_although_its_device_is_gone() {
     });
 }
 
+/// Contract §8: who is throttled is disconnected without a PUBACK, comes back and sends its window again.
+#[test]
+fn what_a_throttled_device_left_does_not_go_beside_what_it_sends_again_itself() {
+    on_a_core(async {
+        let world = World::new(Verify::Local);
+        world.hub().add_device("d1").unwrap();
+        let upstream = world.upstream();
+        world.inject(Fault::new(Action::Throttle { ms: 20 }));
+        for _ in 0..5 {
+            let device = Device::open(&upstream, "d1");
+            for slot in 0..8 {
+                device.send(slot, &format!("a-{slot}"));
+            }
+            assert_eq!(device.outcome().await, (0, Outcome::Retry(Refusal::Throttled)));
+        }
+        world.hub().faults().clear();
+        let device = Device::open(&upstream, "d1");
+        device.send_all("a-", 8, 8).await;
+        until("nothing is in flight", || world.metrics.up.inflight.get() == 0).await;
+        assert_eq!(world.accepted("d1"), ids("a-", 8));
+        drop(device);
+        until("its links are gone", || world.metrics.upstream_links.get() == 0).await;
+    });
+}
+
+#[test]
+fn what_came_after_a_refused_message_does_not_overtake_it() {
+    on_a_core(async {
+        let mut config = HubConfig::default();
+        config.amqp.link_credit = 2;
+        let world = World::with(Verify::Local, config, |_| {});
+        world.hub().add_device("d1").unwrap();
+        let upstream = world.upstream();
+        let condition = "com.microsoft:device-container-throttled".into();
+        world.inject(Fault::new(Action::Reject { condition }).count(2));
+        let device = Device::open(&upstream, "d1");
+        for slot in 0..8 {
+            device.send(slot, &format!("a-{slot}"));
+        }
+        device.send(Slot::WILL.0, "will");
+        assert_eq!(device.outcome().await, (0, Outcome::Retry(Refusal::Throttled)));
+        drop(device);
+        until("its links are gone", || world.metrics.upstream_links.get() == 0).await;
+        let accepted = world.accepted("d1");
+        assert_eq!(accepted.last().map(String::as_str), Some("will"));
+        assert!(accepted.len() <= 5, "{accepted:?}");
+    });
+}
+
+#[test]
+fn of_a_device_that_is_gone_only_the_will_goes_again_over_a_new_connection() {
+    on_a_core(async {
+        let world = World::new(Verify::Local);
+        world.hub().add_device("d1").unwrap();
+        let upstream = world.upstream();
+        world.inject(Fault::new(Action::NeverSettle).count(4));
+        let device = Device::open(&upstream, "d1");
+        for slot in 0..3 {
+            device.send(slot, &format!("a-{slot}"));
+        }
+        device.send(Slot::WILL.0, "will");
+        until("all are under way", || world.transfers("d1") == 4).await;
+        drop(device);
+        world.inject(Fault::new(Action::CloseConnection { condition: None }));
+        until("the will went again", || world.transfers("d1") > 4).await;
+        until("its links are gone", || world.metrics.upstream_links.get() == 0).await;
+        assert_eq!(world.accepted("d1"), ["a-0", "a-1", "a-2", "will", "will"]);
+        assert_eq!((world.metrics.up.inflight.get(), world.metrics.upstream_resent.get()), (0, 1));
+    });
+}
+
 #[test]
 fn links_spread_over_sessions_within_the_peers_handles() {
     on_a_core(async {

@@ -80,7 +80,12 @@ impl Client {
     }
 
     /// Begins a connection; CONNECT is written as soon as the socket takes it.
-    pub(super) fn connect(&mut self, address: SocketAddr, plan: &Plan, login: &Login) -> io::Result<()> {
+    pub(super) fn connect(
+        &mut self,
+        address: SocketAddr,
+        tls: Option<(&Arc<ClientConfig>, &str)>,
+        login: &Login,
+    ) -> io::Result<()> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
@@ -90,7 +95,7 @@ impl Client {
             Err(error) => return Err(error),
         }
         self.socket = Some(socket.into());
-        self.tls = plan.tls.as_ref().map(|(config, name)| begin_tls(config, name)).transpose()?.map(Box::new);
+        self.tls = tls.map(|(config, name)| begin_tls(config, name)).transpose()?.map(Box::new);
         self.out.clear();
         self.partial.clear();
         self.phase = Phase::Connecting;

@@ -43,6 +43,9 @@ pub struct Sequences {
     pub sent: u64,
     /// Closed ranges of sequence numbers acknowledged.
     pub acknowledged: Vec<(u64, u64)>,
+    /// When it lost a connection that was up.
+    #[serde(skip)]
+    pub lost_at: Vec<Instant>,
 }
 
 struct Loop<'a> {
@@ -56,6 +59,8 @@ struct Loop<'a> {
     total: Report,
     up: usize,
     attempts: Vec<u32>,
+    /// When each lost connections that were up.
+    lost_at: Vec<Vec<Instant>>,
     sending: bool,
 }
 
@@ -75,6 +80,7 @@ pub fn run(plan: &Plan, mut tell: impl FnMut(&Second)) -> anyhow::Result<Outcome
         total: Report::default(),
         up: 0,
         attempts: vec![0; plan.logins.len()],
+        lost_at: vec![Vec::new(); plan.logins.len()],
         sending: false,
     };
     this.ramp(begun, &mut tell)?;
@@ -247,7 +253,7 @@ impl Loop<'_> {
         let plan = self.plan;
         let address = plan.addresses[n % plan.addresses.len()];
         let client = &mut self.clients[n];
-        let result = client.connect(address, plan, &plan.logins[n]).and_then(|()| {
+        let result = client.connect(address, plan.tls_of(n), &plan.logins[n]).and_then(|()| {
             let socket = client.socket.as_ref().expect("connect() made it");
             let flags =
                 epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET | epoll::EventFlags::RDHUP;
@@ -301,6 +307,7 @@ impl Loop<'_> {
         if self.clients[n].phase == Phase::Up {
             self.up -= 1;
             self.second.lost_connections += 1;
+            self.lost_at[n].push(now);
         } else {
             self.second.failed_attempts += 1;
         }
@@ -329,11 +336,11 @@ impl Loop<'_> {
         }
     }
 
-    fn results(&self) -> Vec<Sequences> {
-        let rows = self.clients.iter().zip(&self.plan.logins);
-        rows.map(|(client, login)| {
+    fn results(&mut self) -> Vec<Sequences> {
+        let rows = self.clients.iter().zip(&self.plan.logins).zip(std::mem::take(&mut self.lost_at));
+        rows.map(|((client, login), lost_at)| {
             let (sent, acknowledged) = client.result();
-            Sequences { device_id: login.client_id.clone(), sent, acknowledged: acknowledged.to_vec() }
+            Sequences { device_id: login.client_id.clone(), sent, acknowledged: acknowledged.to_vec(), lost_at }
         })
         .collect()
     }
