@@ -10,7 +10,7 @@ use k8s_openapi::{
     kube_aggregator::pkg::apis::apiregistration::v1::APIService,
 };
 use kube::{
-    Api, ResourceExt as _,
+    Api, ResourceExt,
     api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
     core::GroupVersionKind,
 };
@@ -172,7 +172,7 @@ async fn scaled_by_itself(story: &Story, log: &Path) -> anyhow::Result<()> {
     pod.say(&load(200));
     let pods: Api<Pod> = Api::namespaced(story.client.clone(), &story.namespace);
     let fleet = ListParams::default().labels(&operator::names::selector_text("scaled"));
-    let first = async || Ok::<_, kube::Error>(pods.list(&fleet).await?.items.first().map(|pod| pod.name_any()));
+    let first = async || Ok::<_, kube::Error>(pods.list(&fleet).await?.items.first().map(ResourceExt::name_any));
     until("there is a pod", log, async || Ok(first().await?.is_some())).await?;
     let status = json!({"status": {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}});
     let name = first().await?.context("it was there")?;
