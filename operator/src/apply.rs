@@ -3,6 +3,7 @@
 //! What stands as it should is not written. Never an object of somebody else's, and never without leading. What the API server
 //! refuses keeps back nothing else, is remembered, and is tried again when it or the time changes.
 
+pub mod adopt;
 pub mod certificates;
 pub mod drift;
 pub mod prune;

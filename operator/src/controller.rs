@@ -366,6 +366,7 @@ impl World {
         if let Ok(desired) = &decided {
             self.mark(&gateway, &plan).await?;
             self.writer.objects(&gateway, desired, memory).await?;
+            self.writer.adopt(&gateway, desired).await?;
             self.writer.prune(&gateway, desired).await?;
             self.order(&gateway, epoch, &plan, book).await?;
         }

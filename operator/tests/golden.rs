@@ -143,6 +143,8 @@ fn every_object_is_owned_named_within_63_and_labelled() {
             assert_eq!(metadata.namespace, gateway.metadata.namespace, "{title}");
             let owners = metadata.owner_references.as_ref().expect("it has owners");
             assert!(owners.len() == 1 && owners[0].controller == Some(true) && owners[0].kind == crds::KIND, "{title}");
+            // who may block its deletion needs a right to the owner's finalizers
+            assert_eq!(owners[0].block_owner_deletion, None, "{title}");
             let labels = metadata.labels.as_ref().expect("it has labels");
             assert!(labels.values().all(|value| value.len() <= 63), "{title}");
             assert_eq!(labels["app.kubernetes.io/managed-by"], operator::names::FIELD_MANAGER, "{title}");

@@ -39,7 +39,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end }}
 
 {{/* Rights to look after the ProtocolGateways of a namespace. What the operator makes in it, it may change and remove;
-     what it only looks at, it may not. */}}
+     what it only looks at, it may not. To give an object that lost its owner to a ProtocolGateway again, `delete` is asked
+     for as well, where the API server has OwnerReferencesPermissionEnforcement. */}}
 {{- define "operator.fleetRules" -}}
 - apiGroups: [protocolgateway.io]
   resources: [protocolgateways]
@@ -47,10 +48,10 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 - apiGroups: [protocolgateway.io]
   resources: [protocolgateways/status]
   verbs: [patch]
-# where another provider owns custom.metrics.k8s.io, the operator is the autoscaler
+# where this operator does not serve custom.metrics.k8s.io, it is the autoscaler
 - apiGroups: [protocolgateway.io]
   resources: [protocolgateways/scale]
-  verbs: [get, patch]
+  verbs: [patch]
 # Secrets that a ProtocolGateway names are read, those with the certificates of its fleet are made
 - apiGroups: [""]
   resources: [configmaps, secrets, services, serviceaccounts]
@@ -60,7 +61,12 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [autoscaling]
   resources: [horizontalpodautoscalers]
+{{- if .Values.metricsApi.enabled }}
   verbs: [get, list, watch, create, patch, delete]
+{{- else }}
+  # those of users are seen, and its own of the time when it served the metrics are taken away
+  verbs: [list, watch, delete]
+{{- end }}
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch, delete]

@@ -93,7 +93,7 @@ fn tls(secret_name: &str) -> Value {
 }
 
 /// What needs a policy, with one that is right.
-fn with_policy(authentication: Value, policy: &str) -> Value {
+fn with_policy(authentication: &Value, policy: &str) -> Value {
     let hub = json!({"policy": {"name": "device", "secretName": policy}});
     json!({"authentication": authentication, "upstream": {"iotHub": hub}})
 }
@@ -145,7 +145,7 @@ fn certificates() -> Vec<Row> {
         ),
         degraded(
             "device-ca",
-            with_policy(json!({"x509": {"clientCASecretName": "device-ca-own"}}), "device-ca-policy"),
+            with_policy(&json!({"x509": {"clientCASecretName": "device-ca-own"}}), "device-ca-policy"),
             vec![secret("device-ca-policy", &[("key", KEY)]), secret("device-ca-own", &[("ca.crt", "no PEM")])],
             "SecretInvalid",
             &[
@@ -168,7 +168,7 @@ fn keys() -> Vec<Row> {
     vec![
         degraded(
             "policy",
-            with_policy(json!({}), "policy-own"),
+            with_policy(&json!({}), "policy-own"),
             vec![secret("policy-own", &[("key", "not in base64!")])],
             "SecretInvalid",
             &["Secret policy-own has a key that is not in base64", "it must hold key, the policy's key in base64"],
@@ -176,7 +176,7 @@ fn keys() -> Vec<Row> {
         ),
         degraded(
             "devices",
-            with_policy(devices, "devices-policy"),
+            with_policy(&devices, "devices-policy"),
             vec![
                 secret("devices-policy", &[("key", KEY)]),
                 secret("devices-own", &[("devices", "device-1 not-in-base64!\n")]),
@@ -190,7 +190,7 @@ fn keys() -> Vec<Row> {
         ),
         degraded(
             "groups",
-            with_policy(groups, "groups-policy"),
+            with_policy(&groups, "groups-policy"),
             vec![secret("groups-policy", &[("key", KEY)]), secret("groups-own", &[("primary", "not in base64!")])],
             "SecretInvalid",
             &[

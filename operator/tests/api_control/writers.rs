@@ -39,7 +39,7 @@ fn status(replicas: i32) -> ProtocolGatewayStatus {
 #[tokio::test]
 #[ignore = "level api: cargo xtask test api"]
 async fn a_status_is_written_only_over_what_was_decided_about() {
-    story("late", async |story: &Story| {
+    Box::pin(story("late", async |story: &Story| {
         let gateways: Api<ProtocolGateway> = Api::namespaced(story.client.clone(), &story.namespace);
         let replicas = async || Ok::<_, kube::Error>(gateways.get("gw").await?.status.map(|status| status.replicas));
         declare(story, "gw", spec(json!({}))).await?;
@@ -62,7 +62,7 @@ async fn a_status_is_written_only_over_what_was_decided_about() {
         let told = old.status(&gateways.get("gw").await?, &status(9), &mut memory).await?;
         ensure!(matches!(told, Told::Written(Some(_))), "{told:?}");
         same(&replicas().await?, &Some(9), "what was decided about what is there")
-    })
+    }))
     .await;
 }
 

@@ -20,6 +20,9 @@ use crate::{
 };
 
 /// Not the usual ports: a cluster of the user's own may listen on those at every address.
+/// What some clusters have beside what all have: there an owner is named only by who may delete what it is to own, and may touch
+/// the owner's finalizers if its deletion is to wait.
+const STRICT_PLUGINS: &str = "NodeRestriction,OwnerReferencesPermissionEnforcement";
 const ETCD_PORT: u16 = 21379;
 const ETCD_PEER_PORT: u16 = 21380;
 const APISERVER_PORT: u16 = 21443;
@@ -145,7 +148,7 @@ impl ControlPlane<'_> {
             ("service-account-signing-key-file", &pki("service-account.key")),
             ("service-cluster-ip-range", SERVICE_NETWORK),
             ("authorization-mode", "Node,RBAC"),
-            ("enable-admission-plugins", "NodeRestriction"),
+            ("enable-admission-plugins", if self.nodes { "NodeRestriction" } else { STRICT_PLUGINS }),
             ("allow-privileged", "true"),
             ("audit-policy-file", &self.path("audit-policy.json")),
             ("audit-log-path", &self.path("audit.log")),

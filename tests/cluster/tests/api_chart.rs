@@ -238,7 +238,7 @@ async fn uninstalled_and_installed_again_the_chart_leaves_what_users_have() {
 
 #[tokio::test]
 #[ignore = "level api: cargo xtask test api"]
-async fn the_notes_and_the_readme_of_the_chart_show_what_the_api_server_takes() {
+async fn the_notes_and_the_examples_of_the_chart_show_what_the_api_server_takes() {
     let cluster = Cluster::api().await.expect("a cluster");
     let test = async |story: &Story| {
         let definition = workspace_root().join("crds/protocolgateway.yaml");
