@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 
 use crate::{
     figures::{Memory, Outcome, Sample},
-    load::{self, Pace},
+    load::{self, Comparison},
     measure::{self, Cpu, Kernel},
     progress::Progress,
     workload::Workload,
@@ -21,10 +21,7 @@ const WARM_UP_S: u32 = 3;
 
 /// One server after the other, each fresh: what is compared is memory, and a process does not give all of it back.
 pub(crate) fn measure(
-    place: &Place,
-    workload: Workload,
-    pace: Pace,
-    kinds: &[world::Kind],
+    Comparison { place, workload, pace, kinds }: Comparison<'_>,
     outcome: &mut Outcome,
     progress: &mut Progress,
 ) -> anyhow::Result<()> {

@@ -12,7 +12,7 @@ use crate::{
     figures::{Latency, Sample},
     measure::Cpu,
     workload::{Kind, Workload},
-    world::{GROUP_KEY, Place, Server},
+    world::{self, GROUP_KEY, Place, Server},
 };
 
 /// How long everything takes, and what is let pass.
@@ -39,6 +39,15 @@ impl Pace {
     pub(crate) fn round_s(self) -> f64 {
         f64::from(self.warm_up_s + self.seconds) + 1.7
     }
+}
+
+/// One workload on servers of several kinds.
+#[derive(Clone, Copy)]
+pub(crate) struct Comparison<'a> {
+    pub(crate) place: &'a Place,
+    pub(crate) workload: Workload,
+    pub(crate) pace: Pace,
+    pub(crate) kinds: &'a [world::Kind],
 }
 
 /// One line that the device program tells each second.

@@ -4,18 +4,14 @@ use anyhow::Context;
 
 use crate::{
     figures::{Discarded, Outcome, Sample},
-    load::{self, Pace},
+    load::{self, Comparison},
     progress::Progress,
-    workload::Workload,
-    world::{self, Place, Server},
+    world::Server,
 };
 
 /// Measures until there are as many good rounds as wanted; at most as many again are discarded and repeated.
 pub(crate) fn measure(
-    place: &Place,
-    workload: Workload,
-    pace: Pace,
-    kinds: &[world::Kind],
+    Comparison { place, workload, pace, kinds }: Comparison<'_>,
     outcome: &mut Outcome,
     progress: &mut Progress,
 ) -> anyhow::Result<()> {

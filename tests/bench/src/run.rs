@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::Command};
 use crate::{
     figures::{Outcome, Servers},
     idle,
-    load::Pace,
+    load::{Comparison, Pace},
     machine::{self, Document, Machine},
     progress::Progress,
     rounds, table,
@@ -100,9 +100,10 @@ fn measure(place: &Place, workload: Workload, pace: Pace, peers: bool, progress:
         progress.add(pace.expected_s(workload, kinds.len() - 2));
     }
     outcome.servers = kinds.iter().map(|kind| Servers { name: kind.name(), samples: Vec::new() }).collect();
+    let comparison = Comparison { place, workload, pace, kinds: &kinds };
     let measured = match workload.kind {
-        Kind::Idle(_) => idle::measure(place, workload, pace, &kinds, &mut outcome, progress),
-        _ => rounds::measure(place, workload, pace, &kinds, &mut outcome, progress),
+        Kind::Idle(_) => idle::measure(comparison, &mut outcome, progress),
+        _ => rounds::measure(comparison, &mut outcome, progress),
     };
     if let Err(error) = measured {
         outcome.problems.push(format!("{error:#}"));

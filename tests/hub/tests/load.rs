@@ -17,9 +17,11 @@ use serde_amqp::Value;
 use serde_amqp::primitives::Symbol;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedWriteHalf;
 
 const CONNECTIONS: u32 = 20;
 const DEVICES_PER_CONNECTION: u32 = 1000;
+const DEVICES: u32 = CONNECTIONS * DEVICES_PER_CONNECTION;
 const LINKS_PER_DEVICE: u32 = 6;
 const MESSAGES_PER_SECOND: u64 = 10_000;
 const SECONDS: u64 = 10;
@@ -155,29 +157,32 @@ fn usage() -> (Duration, u64) {
     (Duration::from_millis(ticks * 10), resident * 4096)
 }
 
-#[tokio::test]
-#[ignore = "a load: run it in release, alone"]
-async fn twenty_thousand_devices_send_ten_thousand_messages_a_second_in_flat_memory_on_one_core() {
+fn start() -> Hub {
     let telemetry = TelemetrySettings { keep: Keep::Counts, ..TelemetrySettings::default() };
     let settings = Settings { telemetry, ..Settings::default() };
     let hub = Hub::start(HubConfig { settings, amqp_port: Some(0), ..HubConfig::default() }).expect("ports are free");
-    for n in 0..CONNECTIONS * DEVICES_PER_CONNECTION {
+    for n in 0..DEVICES {
         hub.add_device(&format!("d{n}")).expect("id is new");
     }
-    let (cpu_before, memory_before) = usage();
-    let mut writers = Vec::new();
-    for connection in 0..CONNECTIONS {
-        let stream = TcpStream::connect(hub.addresses().amqp.expect("asked for")).await.expect("the hub listens");
-        stream.set_nodelay(true).expect("a TCP socket");
-        let (mut reader, mut writer) = stream.into_split();
-        tokio::spawn(async move {
-            let mut sink = vec![0; 1 << 16];
-            while reader.read(&mut sink).await.is_ok_and(|bytes| bytes > 0) {}
-        });
-        writer.write_all(&opening(&hub)).await.expect("written");
-        writer.write_all(&attaches(connection)).await.expect("written");
-        writers.push(writer);
-    }
+    hub
+}
+
+/// A connection with the links of all its devices asked for; what comes back is thrown away.
+async fn connected(hub: &Hub, connection: u32) -> OwnedWriteHalf {
+    let stream = TcpStream::connect(hub.addresses().amqp.expect("asked for")).await.expect("the hub listens");
+    stream.set_nodelay(true).expect("a TCP socket");
+    let (mut reader, mut writer) = stream.into_split();
+    tokio::spawn(async move {
+        let mut sink = vec![0; 1 << 16];
+        while reader.read(&mut sink).await.is_ok_and(|bytes| bytes > 0) {}
+    });
+    writer.write_all(&opening(hub)).await.expect("written");
+    writer.write_all(&attaches(connection)).await.expect("written");
+    writer
+}
+
+/// Waits until every device has all its links.
+async fn all_attached(hub: &Hub) {
     let has_all_links = |n| {
         let identity = Identity::device(&format!("d{n}"));
         let links =
@@ -185,26 +190,20 @@ async fn twenty_thousand_devices_send_ten_thousand_messages_a_second_in_flat_mem
         links && hub.domain().methods.is_online(&identity)
     };
     let patience = Instant::now();
-    while !(0..CONNECTIONS * DEVICES_PER_CONNECTION).all(has_all_links) {
+    while !(0..DEVICES).all(has_all_links) {
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(patience.elapsed() < Duration::from_mins(1), "{:?}", hub.domain().registry.statistics());
     }
-    let (cpu, memory) = usage();
-    let devices = u64::from(CONNECTIONS * DEVICES_PER_CONNECTION);
-    println!(
-        "attached {devices} devices with {LINKS_PER_DEVICE} links: {:?} of CPU, {} bytes of memory per device",
-        cpu.saturating_sub(cpu_before),
-        (memory - memory_before) / devices
-    );
+}
 
+/// Sends at the rate for all the seconds, and returns the memory after half of them.
+async fn send(writers: &mut [OwnedWriteHalf], start: Instant) -> u64 {
     let body = Bytes::from(vec![b'x'; 128]);
     let batch = (MESSAGES_PER_SECOND / 100) as u32 / CONNECTIONS;
-    let (cpu_before, memory_before) = usage();
-    let start = Instant::now();
     let mut delivery_id = 0;
     let mut memory_at_half = 0;
     for turn in 0..SECONDS * 100 {
-        for writer in &mut writers {
+        for writer in &mut *writers {
             let mut out = BytesMut::new();
             for n in 0..batch {
                 out.extend(message((delivery_id + n) % DEVICES_PER_CONNECTION, delivery_id + n, &body));
@@ -218,6 +217,11 @@ async fn twenty_thousand_devices_send_ten_thousand_messages_a_second_in_flat_mem
         let due = start + Duration::from_millis((turn + 1) * 10);
         tokio::time::sleep_until(due.into()).await;
     }
+    memory_at_half
+}
+
+/// Waits until every message is accepted, and judges what that took since `before` and the half.
+async fn judge(hub: &Hub, start: Instant, before: (Duration, u64), memory_at_half: u64) {
     let sent = MESSAGES_PER_SECOND * SECONDS;
     while hub.ledger().summary().telemetry.accepted_written < sent {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -225,15 +229,36 @@ async fn twenty_thousand_devices_send_ten_thousand_messages_a_second_in_flat_mem
     }
     let (cpu, memory) = usage();
     let summary = hub.ledger().summary();
-    let (cpu, growth) = (cpu.saturating_sub(cpu_before), memory.saturating_sub(memory_at_half));
+    let (cpu, growth) = (cpu.saturating_sub(before.0), memory.saturating_sub(memory_at_half));
     println!(
         "{sent} messages in {:?}: {} µs of CPU per message, memory grew by {} KiB, by {} KiB in the second half",
         start.elapsed(),
         cpu.as_micros() / u128::from(sent),
-        memory.saturating_sub(memory_before) / 1024,
+        memory.saturating_sub(before.1) / 1024,
         growth / 1024
     );
     assert_eq!((summary.duplicates, summary.missing, summary.out_of_order), (0, 0, 0));
     assert!(cpu / sent as u32 <= CPU_PER_MESSAGE_MAX, "{cpu:?}");
     assert!(growth <= GROWTH_BYTES_MAX, "{growth} bytes");
+}
+
+#[tokio::test]
+#[ignore = "a load: run it in release, alone"]
+async fn twenty_thousand_devices_send_ten_thousand_messages_a_second_in_flat_memory_on_one_core() {
+    let hub = start();
+    let (cpu_before, memory_before) = usage();
+    let mut writers = Vec::new();
+    for connection in 0..CONNECTIONS {
+        writers.push(connected(&hub, connection).await);
+    }
+    all_attached(&hub).await;
+    let (cpu, memory) = usage();
+    println!(
+        "attached {DEVICES} devices with {LINKS_PER_DEVICE} links: {:?} of CPU, {} bytes of memory per device",
+        cpu.saturating_sub(cpu_before),
+        (memory - memory_before) / u64::from(DEVICES)
+    );
+    let (before, start) = (usage(), Instant::now());
+    let memory_at_half = send(&mut writers, start).await;
+    judge(&hub, start, before, memory_at_half).await;
 }

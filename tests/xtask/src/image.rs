@@ -5,6 +5,7 @@ use std::{
     fmt::Write as _,
     fs::{self, File},
     io::{BufWriter, Write},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -119,6 +120,23 @@ impl Image {
         }
         archive.into_inner()?.flush()?;
         Ok(Written { digest: sha256(&manifest), bytes: fs::metadata(path)?.len() })
+    }
+
+    /// Writes the files of the image below `root`, in place of what is there.
+    ///
+    /// # Errors
+    /// A file that cannot be read or written.
+    pub fn unpack(&self, root: &Path) -> anyhow::Result<()> {
+        if root.exists() {
+            fs::remove_dir_all(root)?;
+        }
+        for file in &self.files {
+            let path = root.join(&file.path);
+            fs::create_dir_all(path.parent().context("a file stands in a directory")?)?;
+            fs::write(&path, file.content.read()?).with_context(|| format!("cannot write {}", path.display()))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(file.mode))?;
+        }
+        Ok(())
     }
 
     fn config(&self, layer: &[u8]) -> Value {

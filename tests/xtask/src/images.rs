@@ -20,6 +20,9 @@ pub(crate) struct Arguments {
     /// Where to write the archives [default: target/images]
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
+    /// Write each image's files, too, as a directory for a container engine to copy
+    #[arg(long)]
+    unpacked: bool,
     /// From the build that tests use: quick, large and slow
     #[arg(long)]
     dev: bool,
@@ -40,6 +43,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for (product, written) in products.iter().zip(&written) {
         println!("{}  {}  {:.1} MiB", product.image.name, written.digest, written.bytes as f64 / f64::from(1 << 20));
         say(&format!("{}", archive(&directory, product).display()));
+        if arguments.unpacked {
+            product.image.unpack(&directory.join(product.program))?;
+        }
     }
     if arguments.check {
         check(&directory, &written)?;

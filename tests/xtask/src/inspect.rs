@@ -36,13 +36,15 @@ struct Contents {
     layer: BTreeMap<String, Shipped>,
 }
 
-/// Where a build in `target` is on this machine, of which a program that is shipped must not tell.
+/// Where a build in `target` is on this machine, of which a program that is shipped must not tell. Of one word, such as
+/// `/src` in a container, any path may hold; it tells of no machine.
 ///
 /// # Errors
 /// A target that has no absolute path.
 pub fn unnamed(target: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let target = std::path::absolute(target)?;
-    Ok(build::places(&target).into_iter().map(|(place, _name)| place).collect())
+    let places = build::places(&target).into_iter().map(|(place, _name)| place);
+    Ok(places.filter(|place| place.components().count() > 2).collect())
 }
 
 /// Everything for which the image of `product` in `archive` must not be shipped; what it holds must tell of no place

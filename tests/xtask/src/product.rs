@@ -106,7 +106,7 @@ fn stripped(program: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// The labels of a program's image, by their full names.
-pub(crate) fn labels(program: &str) -> std::collections::BTreeMap<String, String> {
+pub fn labels(program: &str) -> std::collections::BTreeMap<String, String> {
     let description = match program {
         "operator" => "Kubernetes operator for fleets of IoT protocol gateways",
         _ => "MQTT to AMQP 1.0 protocol gateway",

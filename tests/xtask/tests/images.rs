@@ -8,9 +8,7 @@ use std::{
 };
 
 use xtask::{
-    build,
-    image::Content,
-    inspect,
+    build, inspect,
     product::{self, Product},
 };
 
@@ -44,12 +42,7 @@ fn every_program_runs_with_the_libraries_of_its_image_alone() {
     let directory = Scratch::new("roots");
     for product in &*PRODUCTS {
         let root = directory.0.join(product.program);
-        for file in &product.image.files {
-            let path = root.join(&file.path);
-            fs::create_dir_all(path.parent().expect("a directory")).expect("made");
-            let Content::File(from) = &file.content else { continue };
-            fs::copy(from, path).expect("copied");
-        }
+        product.image.unpack(&root).expect("written");
         let files: Vec<PathBuf> = product.image.files.iter().map(|file| root.join(&file.path)).collect();
         let linker = files.iter().find(|path| name(path).starts_with("ld-linux")).expect("a dynamic linker");
         let libraries = files.iter().filter(|path| name(path).contains(".so")).filter_map(|path| path.parent());

@@ -21,10 +21,8 @@ impl Connection {
     pub(super) fn next_call(&mut self, id: LinkId, pair: &PairKey) -> Option<Delivery> {
         let listener = Listener::new(&self.mailbox, id.key());
         let waiting = self.domain.methods.take_calls(&pair.identity, &listener);
-        let mut deliveries: Vec<_> = waiting.into_iter().map(|call| self.call(call)).collect();
-        let rest = deliveries.split_off(deliveries.len().min(1));
-        self.link_mut(id)?.queue.extend(rest);
-        deliveries.pop()
+        let deliveries = waiting.into_iter().map(|call| self.call(call)).collect();
+        self.first_of(id, deliveries)
     }
 
     fn call(&mut self, call: MethodCall) -> Delivery {

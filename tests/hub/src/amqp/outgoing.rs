@@ -138,6 +138,13 @@ impl Connection {
         }
     }
 
+    /// The first of these for a link; the others follow it.
+    pub(super) fn first_of(&mut self, id: LinkId, mut deliveries: Vec<Delivery>) -> Option<Delivery> {
+        let rest = deliveries.split_off(deliveries.len().min(1));
+        self.link_mut(id)?.queue.extend(rest);
+        deliveries.pop()
+    }
+
     /// A fresh delivery tag.
     pub(super) fn next_tag(&mut self) -> u32 {
         self.tags_made = self.tags_made.wrapping_add(1);

@@ -105,10 +105,8 @@ impl Connection {
     pub(super) fn next_notification(&mut self, id: LinkId, pair: &PairKey) -> Option<Delivery> {
         let listener = Listener::new(&self.mailbox, id.key());
         let waiting = self.domain.twins.take_notifications(&pair.identity, &listener);
-        let mut deliveries: Vec<_> = waiting.iter().map(|notification| self.notification(notification)).collect();
-        let rest = deliveries.split_off(deliveries.len().min(1));
-        self.link_mut(id)?.queue.extend(rest);
-        deliveries.pop()
+        let deliveries = waiting.iter().map(|notification| self.notification(notification)).collect();
+        self.first_of(id, deliveries)
     }
 
     fn notification(&mut self, notification: &Notification) -> Delivery {
