@@ -16,7 +16,8 @@ use self::pace::Pace;
 use crate::time::Millis;
 
 /// After the signal to stop: how long connections are still taken, so that a load balancer notices that this gateway is not
-/// ready, and how long an order is waited for before the gateway drains by itself.
+/// ready. Then, and where devices are no longer trusted: how long an order is waited for before the gateway lets anybody go by
+/// itself; others may have been given all that may go.
 pub const SETTLE: Duration = Duration::from_secs(5);
 /// An order that nobody renews is forgotten after so many leases, and not before [`FORGET_MIN`].
 const FORGET_LEASES: u32 = 10;
@@ -38,6 +39,8 @@ pub struct Drain {
     pace: Pace,
     /// As of the last look.
     distrusted: u64,
+    /// When there were such devices first.
+    distrusted_since: Option<Millis>,
     /// Devices told to go since the start.
     granted: u64,
     /// [`Counts::closed`] when this drain began.
@@ -159,6 +162,7 @@ impl Drain {
     pub fn poll(&mut self, counts: Counts, now: Millis) -> Option<Grant> {
         self.forget(now);
         self.distrusted = counts.distrusted;
+        self.distrusted_since = (counts.distrusted > 0).then(|| self.distrusted_since.unwrap_or(now));
         self.pace.note_closed(counts.closed, now);
         let departing = self.departing(counts);
         let Some(aim) = self.aim(counts, now) else {
@@ -210,10 +214,13 @@ impl Drain {
     pub fn report(&self, counts: Counts, now: Millis) -> Option<Report> {
         let given = self.given.filter(|given| now < given.forgotten_at());
         let aim = self.aim(counts, now);
-        if given.is_none() && self.stopping.is_none() && aim.is_none() {
+        let waits_for_order = given.is_none() && self.stopping.is_none() && aim.is_none();
+        if waits_for_order && counts.distrusted == 0 {
             return None;
         }
-        let resting = given.map_or(Self::ALL_GO, |given| Aim { per_second: 0.0, ..given.aim() });
+        let nobody = if waits_for_order { Cause::CertificateAuthority } else { Cause::Termination };
+        let resting =
+            given.map_or(Aim { cause: nobody, ..Self::ALL_GO }, |given| Aim { per_second: 0.0, ..given.aim() });
         let Aim { cause, per_second, down_to } = aim.unwrap_or(resting);
         let remaining = match cause {
             Cause::CertificateAuthority => counts.distrusted,
@@ -261,13 +268,14 @@ impl Drain {
 
     const ALL_GO: Aim = Aim { cause: Cause::Termination, per_second: 0.0, down_to: 0 };
 
-    /// Who decides: the order while its lease lasts; without one the gateway itself, about those whom it no longer trusts; after
-    /// the signal to stop about all of them.
+    /// Who decides: the order while its lease lasts; where none comes the gateway itself, about those whom it no longer trusts;
+    /// after the signal to stop about all of them.
     fn aim(&self, counts: Counts, now: Millis) -> Option<Aim> {
         let leased = self.given.filter(|given| now < given.lapses_at()).map(|given| given.aim());
         let Some(stopping) = self.stopping else {
             let own = Aim { cause: Cause::CertificateAuthority, per_second: self.own_per_second, down_to: 0 };
-            return leased.or((self.given.is_none() && counts.distrusted > 0).then_some(own));
+            let alone = self.given.is_none() && self.distrusted_since.is_some_and(|since| now >= since.after(SETTLE));
+            return leased.or((alone && counts.distrusted > 0).then_some(own));
         };
         let needed = stopping.needed(counts.connections, now);
         match leased {

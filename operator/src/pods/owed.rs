@@ -10,6 +10,9 @@ const WINDOW: Duration = Duration::from_mins(1);
 /// What comes within this is one entry.
 const BUCKET: Duration = Duration::from_secs(1);
 
+/// Pods are asked one by one: that a device came may be heard from one pod so much sooner than from another that it went.
+const DISORDER: Duration = Duration::from_millis(1900);
+
 /// Who went and who came in the last minute, over all pods of a fleet, those that are gone included.
 #[derive(Debug, Default)]
 pub(super) struct Owed(VecDeque<Entry>);
@@ -41,7 +44,16 @@ impl Owed {
     /// before anybody was let go is not one of them.
     pub(super) fn count(&mut self, now: Instant) -> u64 {
         self.expire(now);
-        self.0.iter().fold(0, |owed: u64, entry| owed.saturating_add(entry.let_go).saturating_sub(entry.came))
+        let (mut owed, mut heard) = (0_u64, 0);
+        for entry in &self.0 {
+            // these may have gone before who came here
+            while let Some(later) = self.0.get(heard).filter(|later| later.begun - entry.begun <= DISORDER) {
+                owed = owed.saturating_add(later.let_go);
+                heard += 1;
+            }
+            owed = owed.saturating_sub(entry.came);
+        }
+        owed
     }
 
     fn expire(&mut self, now: Instant) {
@@ -82,6 +94,13 @@ mod tests {
         check(&[(0, 0, 100), (2, 50, 0)], 2, 50);
         check(&[(0, 50, 100), (2, 50, 0)], 3, 50);
         check(&[(0, 10, 0), (5, 0, 100), (10, 10, 4)], 10, 6);
+    }
+
+    #[test]
+    fn who_is_heard_of_at_the_new_pod_before_the_old_one_is_not_counted_twice() {
+        check(&[(0, 0, 15), (1, 15, 0)], 1, 0);
+        check(&[(0, 0, 15), (1, 15, 5), (2, 5, 0)], 3, 0);
+        check(&[(0, 0, 5), (1, 15, 0)], 1, 10);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! Everything ends with the process that started it, and what a killed one left is removed by the next. Neither the
 //! machine's addresses nor its packet filter are touched. The programs are built from their Go modules on first use.
 
+pub mod admin;
 pub mod cluster;
 pub mod devices;
 pub mod installed;

@@ -269,12 +269,32 @@ fn devices_that_are_no_longer_trusted_go_at_the_own_rate_and_nobody_else() {
     let mut world = World::new(100);
     world.drain.own_per_second = 10.0;
     world.counts.distrusted = 20;
+    world.run(5000);
     world.run(1000);
     assert_eq!((world.state(), world.drain.is_ready()), (Some(State::Draining), true));
     world.run(4000);
     assert_eq!((world.counts.connections, world.peak(), world.state()), (80, 10, None));
     assert!(world.causes.iter().all(|cause| *cause == Cause::CertificateAuthority));
     assert_eq!(world.drain.poll_timeout(Millis(world.now)), None);
+}
+
+/// Another gateway that read the new CA first may have been given all that may go.
+#[test]
+fn an_order_is_waited_for_before_those_no_longer_trusted_go() {
+    let mut world = World::new(100);
+    world.drain.own_per_second = 10.0;
+    world.counts.distrusted = 20;
+    world.run(4900);
+    let report = world.drain.report(world.counts, Millis(world.now)).unwrap();
+    assert_eq!((report.cause, report.state, report.remaining), (Cause::CertificateAuthority, State::Paused, 20));
+    assert_eq!((world.gone.len(), report.per_second.to_bits()), (0, 0.0_f64.to_bits()));
+    let authority = Order { cause: Cause::CertificateAuthority, per_second: 0.0, leave: false, ..order(1) };
+    world.order(authority).unwrap();
+    world.run(5000);
+    assert_eq!(world.gone.len(), 0);
+    world.order(Order { per_second: 2.0, ..authority }).unwrap();
+    world.run(2000);
+    assert!((3..=4).contains(&world.gone.len()), "{}", world.gone.len());
 }
 
 #[test]

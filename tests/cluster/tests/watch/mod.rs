@@ -25,6 +25,8 @@ pub(crate) struct Seen {
     pub(crate) devices_before: Option<i64>,
     /// It was told to stop.
     pub(crate) told: bool,
+    /// Devices that it was to let go because fewer pods are wanted: the most that its drain told of.
+    pub(crate) ordered: u64,
 }
 
 /// Looks until it is dropped.
@@ -62,6 +64,13 @@ impl Watch {
         pods.iter().filter(|(_, seen)| seen.told).map(|(name, seen)| (name.clone(), seen.clone())).collect()
     }
 
+    /// Devices that pods were to let go because fewer of them are wanted.
+    pub(crate) async fn ordered(&self) -> u64 {
+        tokio::time::sleep(2 * LOOK).await;
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        pods.values().map(|seen| seen.ordered).sum()
+    }
+
     /// Every pod that was told to stop had no device any more, and there was at least one such pod.
     pub(crate) async fn all_left_empty(&self) -> anyhow::Result<()> {
         let ended = self.ended().await;
@@ -81,6 +90,14 @@ fn look(seen: &mut BTreeMap<String, Seen>, fleet: &DynamicObject, pods: &[Pod]) 
             entry.told = true;
         } else if let Some(devices) = devices(fleet, &name) {
             entry.devices_before = Some(devices);
+        }
+    }
+    for drain in fleet.data["status"]["drains"].as_array().into_iter().flatten() {
+        if drain["cause"] == "ScaleIn"
+            && let (Some(pod), Some(remaining)) = (drain["pod"].as_str(), drain["remaining"].as_u64())
+        {
+            let entry = seen.entry(pod.to_owned()).or_default();
+            entry.ordered = entry.ordered.max(remaining);
         }
     }
 }
