@@ -243,6 +243,12 @@ mod tests {
                 Form::Number(min, max) => (min as u64, max as u64, None),
                 Form::Time(min, max) => (ms(min), ms(max), Some("ms")),
                 Form::Size(min, max) => (in_bytes(min), in_bytes(max), Some("B")),
+                Form::Fraction(min, max) => {
+                    for (number, fits) in [(min, true), (max, true), (max * 1.01, false), (min * 0.99, false)] {
+                        check_range(field.path, &json!(number), fits);
+                    }
+                    continue;
+                }
                 _ => continue,
             };
             let value = |number: u64| unit.map_or(json!(number), |unit| json!(format!("{number}{unit}")));

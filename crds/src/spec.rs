@@ -98,8 +98,8 @@ pub struct ProtocolGatewaySpec {
     /// Which MQTT topics are telemetry. Default: those of IoT Hub.
     #[serde(default, skip_serializing_if = "is_default")]
     pub topics: Topics,
-    /// Bounds towards devices, for each pod. On a cluster the operator decides drainPerSecond and drainTimeout, by
-    /// reconnects.
+    /// Bounds towards devices, for each pod. On a cluster the operator decides drainPerSecond, drainAloneAfter and
+    /// drainTimeout, by reconnects.
     #[serde(default, skip_serializing_if = "is_default")]
     pub limits: Limits,
     /// Ports of metrics and drain orders, and of health (default on a cluster: 8081), in each pod. On a cluster the operator

@@ -47,7 +47,7 @@ pub fn plan(gateway: &ProtocolGateway, observed: &Observed, epoch: i64, ledger: 
     let decision = planner::plan(&planner::Input {
         now: observed.now.as_millisecond(),
         epoch,
-        spec: facts::spec(&gateway.spec),
+        spec: facts::spec(&gateway.spec, pods.len()),
         deployment: observed.deployment.as_ref().map(facts::deployment),
         pods: &pods,
         drains: &drains,
@@ -129,9 +129,9 @@ pub fn autoscale(gateway: &ProtocolGateway, history: &mut History, reported: Opt
     i32::try_from(wanted).ok()
 }
 
-/// What is wanted, as the planner reads it.
+/// What is wanted, as the planner reads it, of a fleet that has no pods yet.
 pub fn spec(gateway: &ProtocolGateway) -> planner::Spec {
-    facts::spec(&gateway.spec)
+    facts::spec(&gateway.spec, 0)
 }
 
 /// Bounds and aim of autoscaling, if there is any.

@@ -9,6 +9,7 @@ mod limits;
 mod listeners;
 mod names;
 mod quantity;
+mod rate;
 mod read;
 mod schema;
 mod stand_in;
@@ -21,6 +22,7 @@ use self::error::Errors;
 pub use self::{
     error::{ConfigError, Place},
     quantity::Quantity,
+    rate::Rate,
     schema::*,
 };
 use crate::{settings, settings::Settings, topic::Template};

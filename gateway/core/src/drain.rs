@@ -3,6 +3,11 @@
 //! It decides how many may go now; it knows no device, no socket and no clock. Three promises, whatever is ordered and however
 //! late it is asked: never more than ⌈rate⌉ devices leave in any second; never below `downTo`; nobody is let go on an order that
 //! nobody renews. Devices whose certificate is no longer trusted go by the same pace, ordered or not.
+//!
+//! Where many gateways share one budget, somebody orders each at a pace of which the sum is the budget. A gateway that hears
+//! from nobody goes at a pace of its own, which is its part of the budget if all go alone; so it waits until no order that was
+//! given to others can still hold ([`Drain::alone_after`]). Only its deadline comes before: in the last quarter of its time it
+//! does not wait.
 
 pub mod order;
 pub mod pace;
@@ -16,8 +21,7 @@ use self::pace::Pace;
 use crate::time::Millis;
 
 /// After the signal to stop: how long connections are still taken, so that a load balancer notices that this gateway is not
-/// ready. Then, and where devices are no longer trusted: how long an order is waited for before the gateway lets anybody go by
-/// itself; others may have been given all that may go.
+/// ready.
 pub const SETTLE: Duration = Duration::from_secs(5);
 /// An order that nobody renews is forgotten after so many leases, and not before [`FORGET_MIN`].
 const FORGET_LEASES: u32 = 10;
@@ -30,6 +34,15 @@ const TICK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_mi
 pub struct Drain {
     /// Devices per second where nobody orders another pace; follows the settings.
     pub own_per_second: f64,
+    /// How long to wait for an order, since there is a reason to let devices go and since one came last, before they are let
+    /// go at the own pace; follows the settings. An order in force or paused is waited out in any case.
+    pub alone_after: Duration,
+    /// By chance, from 0 to 1: of gateways that go alone at less than one device per second, not all begin in the same second.
+    pub phase: f64,
+    /// When an order came last, to begin or to end a drain.
+    heard: Option<Millis>,
+    /// Since when there are devices that are no longer trusted.
+    distrusted_since: Option<Millis>,
     /// Highest of all orders, for the life of the process.
     epoch: Option<i64>,
     given: Option<Given>,
@@ -39,8 +52,6 @@ pub struct Drain {
     pace: Pace,
     /// As of the last look.
     distrusted: u64,
-    /// When there were such devices first.
-    distrusted_since: Option<Millis>,
     /// Devices told to go since the start.
     granted: u64,
     /// [`Counts::closed`] when this drain began.
@@ -125,6 +136,11 @@ struct Aim {
 }
 
 impl Drain {
+    /// Nobody is let go. `phase` is chance, from 0 to 1.
+    pub fn new(phase: f64) -> Self {
+        Self { phase, ..Self::default() }
+    }
+
     /// An order, new or renewed. The answer to a wrong one changes nothing.
     pub fn handle_order(&mut self, order: Order, counts: Counts, now: Millis) -> Result<(), Refused> {
         order.check()?;
@@ -134,6 +150,7 @@ impl Drain {
             self.closed_before = counts.closed;
         }
         self.given = Some(Given { order, renewed: now });
+        self.heard = Some(now);
         self.note_readiness(now);
         Ok(())
     }
@@ -142,6 +159,7 @@ impl Drain {
     pub fn handle_undrain(&mut self, epoch: i64, now: Millis) -> Result<(), Refused> {
         self.check_epoch(epoch)?;
         self.given = None;
+        self.heard = Some(now);
         self.note_readiness(now);
         Ok(())
     }
@@ -214,13 +232,12 @@ impl Drain {
     pub fn report(&self, counts: Counts, now: Millis) -> Option<Report> {
         let given = self.given.filter(|given| now < given.forgotten_at());
         let aim = self.aim(counts, now);
-        let waits_for_order = given.is_none() && self.stopping.is_none() && aim.is_none();
-        if waits_for_order && counts.distrusted == 0 {
+        let waits = self.stopping.is_some() || counts.distrusted > 0;
+        if given.is_none() && aim.is_none() && !waits {
             return None;
         }
-        let nobody = if waits_for_order { Cause::CertificateAuthority } else { Cause::Termination };
-        let resting =
-            given.map_or(Aim { cause: nobody, ..Self::ALL_GO }, |given| Aim { per_second: 0.0, ..given.aim() });
+        let alone = if self.stopping.is_some() { Self::ALL_GO } else { Self::DISTRUSTED_GO };
+        let resting = given.map_or(alone, |given| Aim { per_second: 0.0, ..given.aim() });
         let Aim { cause, per_second, down_to } = aim.unwrap_or(resting);
         let remaining = match cause {
             Cause::CertificateAuthority => counts.distrusted,
@@ -267,29 +284,34 @@ impl Drain {
     }
 
     const ALL_GO: Aim = Aim { cause: Cause::Termination, per_second: 0.0, down_to: 0 };
+    const DISTRUSTED_GO: Aim = Aim { cause: Cause::CertificateAuthority, ..Self::ALL_GO };
 
-    /// Who decides: the order while its lease lasts; where none comes the gateway itself, about those whom it no longer trusts;
-    /// after the signal to stop about all of them.
+    /// Who decides: the order while its lease lasts; without one the gateway itself, about those whom it no longer trusts; after
+    /// the signal to stop about all of them.
     fn aim(&self, counts: Counts, now: Millis) -> Option<Aim> {
         let leased = self.given.filter(|given| now < given.lapses_at()).map(|given| given.aim());
         let Some(stopping) = self.stopping else {
-            let own = Aim { cause: Cause::CertificateAuthority, per_second: self.own_per_second, down_to: 0 };
-            let alone = self.given.is_none() && self.distrusted_since.is_some_and(|since| now >= since.after(SETTLE));
+            let own = Aim { per_second: self.own_per_second, ..Self::DISTRUSTED_GO };
+            let alone = self.given.is_none() && self.distrusted_since.is_some_and(|since| self.is_alone(since, now));
             return leased.or((alone && counts.distrusted > 0).then_some(own));
         };
         let needed = stopping.needed(counts.connections, now);
         match leased {
             Some(aim) if !stopping.is_late(now) => Some(aim),
             Some(aim) => Some(Aim { per_second: aim.per_second.max(needed), ..Self::ALL_GO }),
-            None if now < self.alone_from(stopping) && !stopping.is_late(now) => None,
+            None if !self.is_alone(stopping.since, now) && !stopping.is_late(now) => None,
             None => Some(Aim { per_second: self.own_per_second.max(needed), ..Self::ALL_GO }),
         }
     }
 
-    /// Until then somebody may still order how to go.
-    fn alone_from(&self, stopping: Stopping) -> Millis {
-        let lapsed = self.given.map(|given| given.lapses_at());
-        stopping.since.max(lapsed.unwrap_or_default()).after(SETTLE)
+    /// Whether nobody can be expected to order any more how those go who are to go `since` then.
+    fn is_alone(&self, since: Millis, now: Millis) -> bool {
+        let waits = if self.own_per_second > 0.0 && self.own_per_second < 1.0 {
+            self.alone_after.saturating_add(Duration::from_secs_f64(self.phase.clamp(0.0, 1.0) / self.own_per_second))
+        } else {
+            self.alone_after
+        };
+        now >= since.max(self.heard.unwrap_or_default()).after(waits)
     }
 
     /// When everybody who sends connections has noticed that none are wanted.

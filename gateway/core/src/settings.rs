@@ -7,7 +7,7 @@ mod changes;
 use std::{net::IpAddr, time::Duration};
 
 pub use self::changes::{Changes, When, table};
-use crate::topic::Template;
+use crate::{config::Rate, topic::Template};
 
 /// Everything a gateway process was told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -293,8 +293,10 @@ pub struct Limits {
     pub output_bytes_max: usize,
     /// How long a device may leave our bytes unread.
     pub write_timeout: Duration,
-    /// Connections let go per second after SIGTERM, where nobody orders another pace.
-    pub drain_per_second: u32,
+    /// Connections let go per second where nobody orders another pace.
+    pub drain_per_second: Rate,
+    /// How long an order is waited for before connections are let go without one.
+    pub drain_alone_after: Duration,
     /// From SIGTERM until the last device is let go.
     pub drain_timeout: Duration,
     /// From the last device let go until everything under way is settled.

@@ -306,7 +306,11 @@ fn every_limit_towards_devices_has_a_range() {
         "writeTimeout: 0s",
         "writeTimeout: 10",
         "drainPerSecond: 0",
+        "drainPerSecond: 0.0009",
+        "drainPerSecond: .nan",
+        "drainPerSecond: fast",
         "drainPerSecond: 100001",
+        "drainAloneAfter: 61m",
         "drainTimeout: 25h",
         "shutdownTimeout: 2h",
     ] {
@@ -345,22 +349,23 @@ fn limits_take_effect() {
     let limits = settings(&with(
         "limits: {connectionsMax: 10, connectsPerSecond: 5, handshakesMax: 2, packetBytesMax: 4KiB, messageBytesMax: 2048, \
          propertiesMax: 7, inflightMax: 3, handshakeTimeout: 1s, keepAliveMax: 1m, tokenExpiryGrace: 0s, clockSkewMax: 0s, \
-         outputBytesMax: 8KiB, writeTimeout: 2s, drainPerSecond: 9, drainTimeout: 4s, shutdownTimeout: 3s}",
+         outputBytesMax: 8KiB, writeTimeout: 2s, drainPerSecond: 0.5, drainAloneAfter: 9s, drainTimeout: 4s, shutdownTimeout: 3s}",
     ))
     .limits;
     assert_eq!((limits.connections_max, limits.connects_per_second, limits.handshakes_max), (10, 5, 2));
     assert_eq!((limits.packet_bytes_max, limits.message_bytes_max, limits.output_bytes_max), (4096, 2048, 8192));
-    assert_eq!((limits.properties_max, limits.inflight_max, limits.drain_per_second), (7, 3, 9));
+    assert_eq!((limits.properties_max, limits.inflight_max, limits.drain_per_second.0), (7, 3, 0.5));
     let times = [
         limits.handshake_timeout,
         limits.keep_alive_max,
         limits.token_expiry_grace,
         limits.clock_skew_max,
         limits.write_timeout,
+        limits.drain_alone_after,
         limits.drain_timeout,
         limits.shutdown_timeout,
     ];
-    assert_eq!(times.map(|time| time.as_secs()), [1, 60, 0, 0, 2, 4, 3]);
+    assert_eq!(times.map(|time| time.as_secs()), [1, 60, 0, 0, 2, 9, 4, 3]);
 }
 
 #[test]

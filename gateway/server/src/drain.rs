@@ -62,7 +62,8 @@ struct CoreCounts {
 impl Drains {
     /// Nobody is let go.
     pub fn new(cores: usize) -> Self {
-        let state = State { drain: Drain::default(), told: vec![0; cores], undelivered: 0, paused: false };
+        let phase = crate::upstream::clock::random() as f64 / u64::MAX as f64;
+        let state = State { drain: Drain::new(phase), told: vec![0; cores], undelivered: 0, paused: false };
         Self { state: Mutex::new(state), changed: Notify::new() }
     }
 
@@ -144,7 +145,11 @@ impl State {
     fn go_on(&mut self, shared: &Shared, now: Millis) -> Option<Millis> {
         let cores = Self::read(shared);
         let counts = self.sum(&cores);
-        self.drain.own_per_second = f64::from(shared.settings.load().limits.drain_per_second);
+        {
+            let limits = &shared.settings.load().limits;
+            self.drain.own_per_second = limits.drain_per_second.0;
+            self.drain.alone_after = limits.drain_alone_after;
+        }
         if let Some(grant) = self.drain.poll(counts, now) {
             self.hand_out(shared, &cores, grant);
         }

@@ -16,6 +16,15 @@ pub const LEASE: Millis = 15_000;
 pub const RENEWAL: Millis = 5_000;
 /// How long after it was sent an order may still arrive: those who send it give up then.
 pub const ORDER_TIMEOUT: Millis = 5_000;
+/// How long a pod that was told to stop, or whose devices are not trusted any more, waits for an order before it lets devices
+/// go by itself, at [`alone_share`]: until no other pod can still follow an order that was given without counting on it. A
+/// leader that lives counts on it, or tells it something, within [`RENEWAL`] and a [`STEP`]; one that sees nothing of the
+/// cluster any more leads no longer than 10 s; and it counts on a pod of which it heard nothing for 10 s. What was sent then arrives within [`ORDER_TIMEOUT`], holds for [`LEASE`], and
+/// lets somebody go at its end: 10 + 5 + 15 + 1 s.
+pub const ALONE_AFTER: Millis = BLIND_MAX + TAKEN_FOR;
+/// See [`ALONE_AFTER`]: two thirds of the operator's Lease of 15 s.
+const BLIND_MAX: Millis = 10_000;
+const _: () = assert!(RENEWAL + STEP <= BLIND_MAX, "a leader that lives counts on a pod before a blind one is none");
 /// How often to look while pods drain.
 pub const STEP: Millis = 2_000;
 /// Devices are counted per second: what a pod may have let go a moment ago counts.
@@ -28,6 +37,21 @@ pub(crate) const WIDTH: usize = 4;
 const MARK_SETTLE: Millis = 2_000;
 /// An order that was not answered is given again after so long.
 const RETRY: Millis = 2_000;
+
+/// Devices per second that a pod lets go where nobody orders anything, a whole number or less than one. `pods_max` is how many
+/// the spec allows, `pods` how many there are, those that end too.
+///
+/// As long as nobody leads, nobody makes fewer pods nor another template; so those that can come to go alone are those that
+/// there are and, where they are being replaced, as many again: `alone_share × max(2 × pods_max, pods) ≤ per_second`. At one
+/// device per second or more that holds in every second, below only in the mean.
+pub fn alone_share(per_second: u32, pods_max: u32, pods: u32) -> f64 {
+    let pods = pods_max.max(1).saturating_mul(2).max(pods);
+    if per_second >= pods {
+        return f64::from(per_second / pods);
+    }
+    // down to thousandths, as it is written
+    (f64::from(per_second) * 1000.0 / f64::from(pods)).floor().max(1.0) / 1000.0
+}
 
 /// What the pods were told, by this leader and, as far as the plan says so, by those before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +75,8 @@ struct Grant {
     sent: Option<(Order, Millis)>,
     /// The pod confirmed it.
     confirmed: bool,
+    /// Since when it was never without an order that it had confirmed.
+    follows_since: Option<Millis>,
 }
 
 impl Grant {
@@ -75,6 +101,7 @@ impl Ledger {
                 low_until: since,
                 sent: None,
                 confirmed: false,
+                follows_since: None,
             };
             (drain.pod.clone(), grant)
         };
@@ -102,8 +129,11 @@ impl Ledger {
         }
         let low = low.max(rate);
         let sent = Some((order, now));
+        let follows_since =
+            self.grants.get(pod).filter(|grant| !grant.has_lapsed(now)).and_then(|grant| grant.follows_since);
+        let low_until = lapses_at;
         self.grants
-            .insert(pod.to_owned(), Grant { high, high_until, low, low_until: lapses_at, sent, confirmed: false });
+            .insert(pod.to_owned(), Grant { high, high_until, low, low_until, sent, confirmed: false, follows_since });
     }
 
     /// To be called when the pod took the order that was sent last.
@@ -113,6 +143,7 @@ impl Ledger {
             grant.low = grant.sent.map_or(0, |(order, _)| order.per_second());
             grant.low_until = now + LEASE + WINDOW;
             grant.confirmed = true;
+            grant.follows_since.get_or_insert(now);
         }
     }
 
@@ -174,9 +205,13 @@ impl Ledger {
         before != order || now - at >= if confirmed { RENEWAL } else { RETRY }
     }
 
-    /// Whether the pod follows an order of ours: it does nothing by itself.
+    /// Whether the pod follows an order of ours, and has for so long that what it let go by itself is a second ago.
     pub(crate) fn follows(&self, pod: &str, now: Millis) -> bool {
-        self.grants.get(pod).is_some_and(|grant| grant.confirmed && !grant.has_lapsed(now))
+        let follows = |grant: &Grant| {
+            let settled = grant.follows_since.is_some_and(|since| now - since >= WINDOW);
+            settled && grant.confirmed && !grant.has_lapsed(now)
+        };
+        self.grants.get(pod).is_some_and(follows)
     }
 }
 
@@ -225,15 +260,21 @@ impl Held {
     }
 }
 
-/// What a pod may let go without having been told: it was told to stop, and nobody orders anything.
+/// What a pod may let go without having been told: it was told to stop, or does not trust its devices any more, or may by now
+/// for all that is known, and nobody orders anything. It is counted while the pod still waits for an order: what others are
+/// told meanwhile holds for longer than it waits.
 fn by_itself(view: &View<'_>, pod: &Pod) -> u32 {
     let recent = pod.load.as_ref().filter(|load| load.age < TAKEN_FOR);
-    let reported = recent.and_then(|load| load.drain).map_or(0, |drain| drain.per_second);
-    let follows = view.input.ledger.follows(&pod.name, view.now());
-    match (follows, pod.ends.is_some()) {
-        (true, _) => 0,
-        (false, true) if !pod.is_empty() => reported.max(view.input.spec.self_per_second),
-        (false, _) => reported,
+    let drain = recent.and_then(|load| load.drain);
+    let reported = drain.map_or(0, |drain| drain.per_second);
+    let distrusts =
+        || drain.is_some_and(|drain| drain.cause == Some(Cause::CertificateAuthority) && drain.remaining > 0);
+    match view.input.ledger.follows(&pod.name, view.now()) {
+        true => 0,
+        false if !pod.is_empty() && (pod.ends.is_some() || distrusts() || !pod.is_fresh()) => {
+            reported.max(view.input.spec.self_per_second)
+        }
+        false => reported,
     }
 }
 
@@ -311,5 +352,26 @@ pub fn seconds_for(devices: u64, per_second: u32) -> i64 {
         0 if devices > 0 => i64::from(u32::MAX),
         0 => 0,
         rate => i64::try_from(devices.div_ceil(u64::from(rate))).unwrap_or(i64::from(u32::MAX)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::alone_share;
+
+    #[test]
+    fn the_shares_of_all_that_may_go_alone_are_within_the_budget() {
+        let check = |per_second, pods_max, pods, expected: f64| {
+            let share = alone_share(per_second, pods_max, pods);
+            assert!((share - expected).abs() < 1e-9, "{per_second}/s of {pods_max}, {pods} now: {share}");
+            assert!(share * f64::from(pods_max.max(1) * 2).max(f64::from(pods)) <= f64::from(per_second) + 1e-9);
+        };
+        check(100, 2, 2, 25.0);
+        check(100, 40, 6, 1.0);
+        check(100, 0, 0, 50.0);
+        // ten became two
+        check(100, 2, 10, 10.0);
+        check(10, 40, 40, 0.125);
+        check(1, 3, 3, 0.166);
     }
 }

@@ -33,7 +33,8 @@ pub struct Spec {
     pub replicas: u32,
     /// Devices that may be let go per second, over the whole fleet. 0 lets nobody go.
     pub per_second: u32,
-    /// What a pod that is told to stop lets go per second as long as nobody orders anything.
+    /// What a pod that is told to stop lets go per second where nobody orders anything: [`crate::budget::alone_share`] rounded
+    /// up.
     pub self_per_second: u32,
     /// How long one pod may take to drain.
     pub drain_timeout: Millis,

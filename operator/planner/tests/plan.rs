@@ -339,7 +339,9 @@ fn a_silent_pod_is_counted_by_its_last_value_and_gets_no_share() {
     let silent = |pod: &mut Pod| pod.load.as_mut().unwrap().age = MINUTE;
     let seen = fleet(&[0, 9, 9]).wants(2).with(drain("a", Cause::ScaleIn, State::Draining)).pod(0, left).pod(0, silent);
     let decision = seen.decide();
-    assert_eq!(states(&decision), [("a", Cause::ScaleIn, State::Draining, 0)]);
+    // what it may let go by itself is counted, not handed out
+    assert_eq!(states(&decision), [("a", Cause::ScaleIn, State::Draining, 1)]);
+    assert_eq!(decision.orders, [("a".to_owned(), order(Cause::ScaleIn, 0, true))]);
     let late = seen.with(Drain { deadline: NOW, ..drain("b", Cause::ScaleIn, State::Draining) }).wants(1).decide();
     assert_eq!(late.drains[1].state, State::Done, "every drain ends");
 }

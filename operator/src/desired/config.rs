@@ -2,9 +2,10 @@
 
 use aws_lc_rs::digest;
 use crds::ProtocolGatewaySpec;
-use gateway_core::config::{Admin, AdminTls, GatewayConfig};
+use gateway_core::config::{Admin, AdminTls, GatewayConfig, Quantity, Rate};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::core::DynamicObject;
+use planner::budget::{ALONE_AFTER, alone_share};
 
 use super::{Checked, Context, Invalid, Problem, object};
 use crate::{names, observe::Observed, secrets};
@@ -26,16 +27,18 @@ pub(super) fn wanted(context: &Context<'_>) -> Result<Checked, Invalid> {
         tls: Some(AdminTls { secret_name: control.clone(), client_ca_secret_name: control }),
     };
     let mut config = spec.gateway_config(Some(serving_secret(context)), admin);
-    config.limits.drain_per_second = Some(drain_per_second(spec));
+    config.limits.drain_per_second = Some(Rate(drain_per_second(spec, context.observed.pods.len())));
+    config.limits.drain_alone_after = Some(Quantity(format!("{}s", ALONE_AFTER / 1000)));
     config.limits.drain_timeout = Some(spec.reconnects.drain_timeout.clone());
     let settings = config.check().map_err(Invalid)?;
     Ok(Checked { config, settings })
 }
 
-/// One pod's share of the budget where nobody coordinates them: all pods that there may be can stop at once.
-pub fn drain_per_second(spec: &ProtocolGatewaySpec) -> i64 {
-    let pods = spec.scaling.as_ref().map_or(spec.replicas, |scaling| scaling.max_replicas.max(spec.replicas));
-    (spec.reconnects.per_second / i64::from(pods.max(1))).max(1)
+/// One pod's share of the budget where nobody coordinates them; `pods` is how many there are.
+pub fn drain_per_second(spec: &ProtocolGatewaySpec, pods: usize) -> f64 {
+    let most = spec.scaling.as_ref().map_or(spec.replicas, |scaling| scaling.max_replicas.max(spec.replicas));
+    let per_second = u32::try_from(spec.reconnects.per_second).unwrap_or(0);
+    alone_share(per_second, u32::try_from(most).unwrap_or(0), u32::try_from(pods).unwrap_or(u32::MAX))
 }
 
 /// The Secret with the listeners' certificate: the user's, or the one that we or cert-manager fill.

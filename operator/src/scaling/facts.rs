@@ -15,11 +15,11 @@ use crate::{
 /// Older than any bound on how long a pod may be silent, and far from overflowing.
 const LONG_AGO: Millis = 365 * 86_400_000;
 
-pub(super) fn spec(spec: &ProtocolGatewaySpec) -> Spec {
+pub(super) fn spec(spec: &ProtocolGatewaySpec, pods: usize) -> Spec {
     Spec {
         replicas: u32::try_from(spec.replicas).unwrap_or(0),
         per_second: u32::try_from(spec.reconnects.per_second).unwrap_or(0),
-        self_per_second: u32::try_from(self_drain_per_second(spec)).unwrap_or(1),
+        self_per_second: self_drain_per_second(spec, pods).ceil() as u32,
         drain_timeout: millis(&spec.reconnects.drain_timeout, 600_000),
         skew_max: spec.reconnects.rebalance.as_ref().map(|rebalance| rebalance.skew_max),
     }

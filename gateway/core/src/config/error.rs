@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use super::quantity::{Quantity, show_bytes, show_duration};
+use super::{
+    quantity::{Quantity, show_bytes, show_duration},
+    rate::Rate,
+};
 
 /// One thing that is wrong: where, what, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -191,6 +194,16 @@ impl Errors {
                 default
             }
         }
+    }
+
+    /// A pace from `min` to `max`.
+    pub(super) fn rate(&mut self, path: &str, given: Option<Rate>, default: Rate, min: Rate, max: Rate) -> Rate {
+        let Some(given) = given else { return default };
+        if (min.0..=max.0).contains(&given.0) {
+            return given;
+        }
+        self.add(path, format!("{} is out of range", given.0), format!("give {} to {}", min.0, max.0));
+        default
     }
 
     /// A size from `min` to `max` bytes.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Limits, Quantity, error::Errors};
+use super::{Limits, Quantity, Rate, error::Errors};
 use crate::settings;
 
 const KIB: u64 = 1 << 10;
@@ -23,7 +23,8 @@ pub(super) fn check(given: &Limits, errors: &mut Errors) -> settings::Limits {
     let handshakes_max = number("handshakesMax", given.handshakes_max, 5000, 1, 10_000);
     let properties_max = number("propertiesMax", given.properties_max, 256, 1, 1024) as usize;
     let inflight_max = number("inflightMax", given.inflight_max, 16, 1, 1000) as u16;
-    let drain_per_second = number("drainPerSecond", given.drain_per_second, 10, 1, 100_000);
+    let drain_per_second =
+        errors.rate("limits.drainPerSecond", given.drain_per_second, Rate(10.0), Rate(0.001), Rate(100_000.0));
     let output_bytes_max =
         errors.bytes("limits.outputBytesMax", given.output_bytes_max.as_ref(), 256 * KIB, 4 * KIB, 16 * MIB) as usize;
     let mut duration = |name: &str, given: &Option<Quantity>, default_s, min_ms, max_s| {
@@ -47,6 +48,7 @@ pub(super) fn check(given: &Limits, errors: &mut Errors) -> settings::Limits {
         output_bytes_max,
         write_timeout: duration("writeTimeout", &given.write_timeout, 30, 100, 600),
         drain_per_second,
+        drain_alone_after: duration("drainAloneAfter", &given.drain_alone_after, 5, 0, 3600),
         drain_timeout: duration("drainTimeout", &given.drain_timeout, 30, 0, 86_400),
         shutdown_timeout: duration("shutdownTimeout", &given.shutdown_timeout, 25, 0, 3600),
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Quantity;
+use super::{Quantity, Rate};
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -312,9 +312,14 @@ pub struct Limits {
     /// How long a device may leave bytes unread.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub write_timeout: Option<Quantity>,
-    /// Connections let go per second after the signal to stop, where nobody orders another pace.
+    /// Connections let go per second where nobody orders another pace: after the signal to stop, and of devices whose
+    /// certificate is no longer trusted. 0.1 is one in ten seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub drain_per_second: Option<i64>,
+    pub drain_per_second: Option<Rate>,
+    /// How long an order is waited for before connections are let go without one; not longer than three quarters of
+    /// drainTimeout after the signal to stop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_alone_after: Option<Quantity>,
     /// From the signal to stop until the last device is let go.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_timeout: Option<Quantity>,

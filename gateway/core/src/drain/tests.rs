@@ -29,7 +29,7 @@ fn order(epoch: i64) -> Order {
 impl World {
     fn new(connections: u64) -> Self {
         Self {
-            drain: Drain::default(),
+            drain: Drain { alone_after: SETTLE, ..Drain::default() },
             now: 1000,
             counts: Counts { connections, ..Counts::default() },
             leaving: BTreeMap::new(),
@@ -224,12 +224,55 @@ fn an_order_is_followed_after_the_signal_and_its_end_too() {
     world.run(9000);
     assert!(!world.drain.is_ready());
     assert!((40..=45).contains(&world.gone.len()) && world.peak() <= 5);
-    // nobody renews: five seconds later it is on its own
-    world.run(5000);
-    assert_eq!(world.state(), Some(State::Paused));
+    // nobody renews: it is on its own at once, having waited out the order itself
+    world.run(2000);
+    assert_eq!(world.causes.last(), Some(&Cause::Termination));
+}
+
+#[test]
+fn whoever_goes_alone_has_waited_since_it_last_heard_of_anybody() {
+    let mut world = World::new(1000);
+    world.drain.alone_after = Duration::from_secs(30);
+    world.stop(10.0, 600);
+    world.run(20_000);
+    assert_eq!((world.gone.len(), world.state()), (0, Some(State::Paused)));
+    // told that it is not its turn, then nothing more: the lease of ten seconds is over, but those of others may not be
+    world.order(Order { per_second: 0.0, ..order(1) }).unwrap();
+    world.run(29_500);
+    assert_eq!((world.gone.len(), world.state()), (0, Some(State::Paused)));
+    world.run(2000);
+    assert!(!world.gone.is_empty() && world.causes.iter().all(|cause| *cause == Cause::Termination));
+    // told that it needs no order: the same
+    world.undrain(1).unwrap();
+    world.run(100);
     let gone = world.gone.len();
-    world.run(4000);
-    assert!(world.gone.len() > gone && world.causes.last() == Some(&Cause::Termination));
+    world.run(29_500);
+    assert_eq!(world.gone.len(), gone);
+}
+
+#[test]
+fn the_last_quarter_of_the_time_comes_before_the_end_of_the_wait() {
+    let mut world = World::new(100);
+    world.drain.alone_after = Duration::from_secs(30);
+    world.stop(1.0, 20);
+    world.run(14_900);
+    assert!(world.gone.is_empty());
+    world.run(5_100);
+    assert!(world.gone.len() > 90 && world.peak() <= 25, "{} gone, peak {}", world.gone.len(), world.peak());
+}
+
+#[test]
+fn gateways_that_go_alone_one_device_in_many_seconds_do_not_begin_in_the_same_second() {
+    let mut gone = Vec::new();
+    for gateway in 0..8 {
+        let mut world = World::new(100);
+        world.drain.phase = f64::from(gateway) / 8.0;
+        world.stop(0.125, 6000);
+        world.run(5000 + 24_000);
+        gone.extend(world.gone);
+    }
+    gone.sort_unstable();
+    assert!(gone.len() > 8 && gone.windows(2).all(|two| two[1] - two[0] >= 900), "{gone:?}");
 }
 
 #[test]
@@ -269,32 +312,15 @@ fn devices_that_are_no_longer_trusted_go_at_the_own_rate_and_nobody_else() {
     let mut world = World::new(100);
     world.drain.own_per_second = 10.0;
     world.counts.distrusted = 20;
-    world.run(5000);
-    world.run(1000);
+    world.run(4500);
+    // somebody may order it
+    assert_eq!((world.gone.len(), world.state(), world.drain.is_ready()), (0, Some(State::Paused), true));
+    world.run(1500);
     assert_eq!((world.state(), world.drain.is_ready()), (Some(State::Draining), true));
     world.run(4000);
     assert_eq!((world.counts.connections, world.peak(), world.state()), (80, 10, None));
     assert!(world.causes.iter().all(|cause| *cause == Cause::CertificateAuthority));
     assert_eq!(world.drain.poll_timeout(Millis(world.now)), None);
-}
-
-/// Another gateway that read the new CA first may have been given all that may go.
-#[test]
-fn an_order_is_waited_for_before_those_no_longer_trusted_go() {
-    let mut world = World::new(100);
-    world.drain.own_per_second = 10.0;
-    world.counts.distrusted = 20;
-    world.run(4900);
-    let report = world.drain.report(world.counts, Millis(world.now)).unwrap();
-    assert_eq!((report.cause, report.state, report.remaining), (Cause::CertificateAuthority, State::Paused, 20));
-    assert_eq!((world.gone.len(), report.per_second.to_bits()), (0, 0.0_f64.to_bits()));
-    let authority = Order { cause: Cause::CertificateAuthority, per_second: 0.0, leave: false, ..order(1) };
-    world.order(authority).unwrap();
-    world.run(5000);
-    assert_eq!(world.gone.len(), 0);
-    world.order(Order { per_second: 2.0, ..authority }).unwrap();
-    world.run(2000);
-    assert!((3..=4).contains(&world.gone.len()), "{}", world.gone.len());
 }
 
 #[test]

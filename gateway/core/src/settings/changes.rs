@@ -251,6 +251,7 @@ impl Table {
             output_bytes_max,
             write_timeout,
             drain_per_second,
+            drain_alone_after,
             drain_timeout,
             shutdown_timeout,
         } = limits;
@@ -268,6 +269,7 @@ impl Table {
         self.add("limits.outputBytesMax", When::AtOnce, output_bytes_max);
         self.add("limits.writeTimeout", When::AtOnce, write_timeout);
         self.add("limits.drainPerSecond", When::AtOnce, drain_per_second);
+        self.add("limits.drainAloneAfter", When::AtOnce, drain_alone_after);
         self.add("limits.drainTimeout", When::AtOnce, drain_timeout);
         self.add("limits.shutdownTimeout", When::AtOnce, shutdown_timeout);
     }

@@ -321,7 +321,7 @@ fn without_an_order_it_drains_by_itself_and_lets_the_rest_go_by_the_deadline() {
 
 #[test]
 fn devices_whose_authority_is_no_longer_trusted_go_in_pace_and_nobody_else() {
-    let world = World::without_hub("limits: {drainPerSecond: 3}");
+    let world = World::without_hub("limits: {drainPerSecond: 3, drainAloneAfter: 1s}");
     let by_key: Vec<_> = (1..=5).map(|number| world.connect(&format!("f{number}"))).collect();
     let mut by_certificate = Vec::new();
     for number in 1..=9 {

@@ -12,6 +12,9 @@ use crate::{
 /// How long a new pod must be ready before an old one goes.
 const MIN_READY: Millis = 4_000;
 
+/// How long a kubelet may take to write a file anew.
+pub(crate) const CONFIGURED_MAX: Millis = 90_000;
+
 /// A pod and the process in it.
 pub(crate) struct SimPod {
     pub(crate) name: String,
@@ -28,6 +31,8 @@ pub(crate) struct SimPod {
     seen_cost: i32,
     seen_ready: bool,
     pub(crate) gateway: Gateway,
+    /// A share of the budget that its file will say, and when.
+    reconfigured: Option<(Millis, f64)>,
     /// What was last heard of it, and when.
     pub(crate) report: Option<(planner::Load, Millis)>,
     /// It neither answers nor takes orders until then.
@@ -61,6 +66,12 @@ impl SimPod {
         }
     }
 
+    pub(crate) fn reload(&mut self, now: Millis) {
+        if let Some((_, share)) = self.reconfigured.take_if(|(at, _)| now >= *at) {
+            self.gateway.reconfigure(share);
+        }
+    }
+
     pub(crate) fn scrape(&mut self, now: Millis, upstream: Upstream) {
         if self.runs(now) && now >= self.silent_until.max(self.mute_until).max(self.lies_until) {
             self.report = Some((self.gateway.load(now, upstream), now));
@@ -76,6 +87,8 @@ pub(crate) struct Cluster {
     /// What its controller has seen of both.
     seen: (u32, u32),
     next_pod: u32,
+    /// What new pods let go per second alone.
+    share: f64,
     /// New pods do not become ready while this holds.
     pub(crate) stuck_until: Millis,
     pub(crate) loud: bool,
@@ -85,13 +98,12 @@ pub(crate) struct Cluster {
 #[derive(Clone, Copy)]
 pub(crate) struct Grace {
     pub(crate) drain_timeout: Millis,
-    pub(crate) self_per_second: u32,
 }
 
 impl Cluster {
-    pub(crate) fn new(replicas: u32, loud: bool) -> Self {
+    pub(crate) fn new(replicas: u32, share: f64, loud: bool) -> Self {
         let seen = (replicas, 0);
-        Self { pods: Vec::new(), replicas, template: 0, seen, next_pod: 0, stuck_until: 0, loud }
+        Self { pods: Vec::new(), replicas, template: 0, seen, next_pod: 0, share, stuck_until: 0, loud }
     }
 
     pub(crate) fn is_behind(&self) -> bool {
@@ -179,7 +191,8 @@ impl Cluster {
             cost: None,
             seen_cost: 0,
             seen_ready: false,
-            gateway: Gateway::default(),
+            gateway: Gateway::new(self.share, random.below(1000) as f64 / 1000.0),
+            reconfigured: None,
             report: None,
             silent_until: 0,
             mute_until: 0,
@@ -195,7 +208,18 @@ impl Cluster {
         pod.ends = Some(now + grace.drain_timeout + 30_000);
         pod.ready = false;
         pod.ready_changed = now;
-        pod.gateway.stop(Stop { at: now, deadline: now + grace.drain_timeout, per_second: grace.self_per_second });
+        pod.gateway.stop(Stop { at: now, deadline: now + grace.drain_timeout });
+    }
+
+    /// What pods let go per second alone is written; each reads it when its kubelet gets to it.
+    pub(crate) fn configure(&mut self, share: f64, now: Millis, random: &mut Random) {
+        if share.total_cmp(&self.share).is_eq() {
+            return;
+        }
+        self.share = share;
+        for pod in &mut self.pods {
+            pod.reconfigured = Some((now + random.between(0, CONFIGURED_MAX / TICK) * TICK, share));
+        }
     }
 
     /// Where the load balancer sends a connection; it hears of changes a moment late.

@@ -1,22 +1,30 @@
-//! A gateway as its admin port promises it: orders with epochs and leases, paced; drains by itself when it is told to stop.
+//! A gateway: the product's own drain decides when and how far, chance who goes; the pace is the worst that a second allows.
 
-use planner::{DrainOrder, Load, Millis, Order, Ordered, budget::LEASE, upstream::Upstream};
+use std::{collections::BTreeSet, time::Duration};
 
-use crate::world::TICK;
-
-/// Told to stop and ordered nothing for so long, it drains by itself.
-const SELF_AFTER: Millis = 5_000;
-/// An order that nobody renewed for so long is forgotten.
-const FORGET_AFTER: Millis = 10 * LEASE;
+use gateway_core::{
+    drain::{self as product, Counts, Report},
+    time,
+};
+use planner::{
+    Cause, DrainOrder, Load, Millis, Order, Ordered,
+    budget::{ALONE_AFTER, LEASE},
+    upstream::Upstream,
+};
 
 /// One process.
-#[derive(Default)]
 pub(crate) struct Gateway {
     pub(crate) devices: Vec<u32>,
-    highest_epoch: i64,
-    order: Option<(DrainOrder, i64, Millis)>,
+    /// Of those, whom it does not trust any more.
+    pub(crate) distrusted: BTreeSet<u32>,
+    drain: product::Drain,
     stop: Option<Stop>,
+    ordered_at: Option<Millis>,
+    closed: u64,
+    unused: u64,
     let_go_last_tick: u32,
+    /// At less than one device per second: when the next may go.
+    next: Millis,
 }
 
 /// It was told to stop.
@@ -24,7 +32,6 @@ pub(crate) struct Gateway {
 pub(crate) struct Stop {
     pub(crate) at: Millis,
     pub(crate) deadline: Millis,
-    pub(crate) per_second: u32,
 }
 
 /// Devices let go in a tick.
@@ -32,78 +39,175 @@ pub(crate) struct Stop {
 pub(crate) struct LetGo {
     pub(crate) ordered: Vec<u32>,
     pub(crate) by_itself: Vec<u32>,
-    pub(crate) at_deadline: Vec<u32>,
+    /// At less than one per second: not more than the budget in the mean.
+    pub(crate) in_parts: Vec<u32>,
+    /// As fast as the deadline demands.
+    pub(crate) by_deadline: Vec<u32>,
+}
+
+impl LetGo {
+    pub(crate) fn all(self) -> impl Iterator<Item = u32> {
+        [self.ordered, self.by_itself, self.in_parts, self.by_deadline].into_iter().flatten()
+    }
+
+    pub(crate) fn add(&mut self, other: Self) {
+        self.ordered.extend(other.ordered);
+        self.by_itself.extend(other.by_itself);
+        self.in_parts.extend(other.in_parts);
+        self.by_deadline.extend(other.by_deadline);
+    }
+}
+
+fn at(now: Millis) -> time::Millis {
+    time::Millis(now.cast_unsigned())
 }
 
 impl Gateway {
+    /// `share` is what it lets go per second alone, `phase` its chance.
+    pub(crate) fn new(share: f64, phase: f64) -> Self {
+        let alone_after = Duration::from_millis(ALONE_AFTER.cast_unsigned());
+        let mut drain = product::Drain::new(phase);
+        (drain.own_per_second, drain.alone_after) = (share, alone_after);
+        Self {
+            devices: Vec::new(),
+            distrusted: BTreeSet::new(),
+            drain,
+            stop: None,
+            ordered_at: None,
+            closed: 0,
+            unused: 0,
+            let_go_last_tick: 0,
+            next: 0,
+        }
+    }
+
+    pub(crate) fn reconfigure(&mut self, share: f64) {
+        self.drain.own_per_second = share;
+    }
+
+    fn counts(&self) -> Counts {
+        Counts {
+            connections: self.devices.len() as u64,
+            closed: self.closed,
+            unused: self.unused,
+            distrusted: self.distrusted.len() as u64,
+        }
+    }
+
     /// Whether it was taken; an order of an earlier leader is not.
     pub(crate) fn take(&mut self, order: Order, epoch: i64, now: Millis) -> bool {
-        if epoch < self.highest_epoch {
-            return false;
-        }
-        self.highest_epoch = epoch;
-        self.order = match order {
-            Order::Drain(order) => Some((order, epoch, now)),
-            Order::Undrain => None,
+        let taken = match order {
+            Order::Drain(order) => self.drain.handle_order(ordered(order, epoch), self.counts(), at(now)).is_ok(),
+            Order::Undrain => self.drain.handle_undrain(epoch, at(now)).is_ok(),
         };
-        true
+        if taken {
+            self.ordered_at = (order != Order::Undrain).then_some(now);
+        }
+        taken
     }
 
     pub(crate) fn stop(&mut self, stop: Stop) {
+        let timeout = Duration::from_millis((stop.deadline - stop.at).cast_unsigned());
+        self.drain.handle_stop(timeout, self.counts(), at(stop.at));
         self.stop.get_or_insert(stop);
     }
 
     pub(crate) fn wants_devices(&self) -> bool {
-        self.stop.is_none() && !self.order.is_some_and(|(order, ..)| order.leave)
-    }
-
-    fn rate(&self, now: Millis) -> u32 {
-        match self.order {
-            Some((order, _, at)) if now - at < LEASE => order.per_second,
-            _ => 0,
-        }
+        self.drain.is_ready()
     }
 
     pub(crate) fn load(&self, now: Millis, upstream: Upstream) -> Load {
-        let drain = self.order.map(|(order, epoch, _)| Ordered {
-            cause: Some(order.cause),
-            epoch,
-            per_second: self.rate(now),
-            remaining: (self.devices.len() as u64).saturating_sub(order.down_to),
+        let drain = self.drain.report(self.counts(), at(now)).map(|report| Ordered {
+            cause: cause(report.cause),
+            epoch: report.epoch,
+            per_second: report.per_second.ceil() as u32,
+            remaining: report.remaining,
         });
-        let by_itself = self.drains_by_itself(now).map(|per_second| Ordered {
-            cause: None,
-            epoch: 0,
-            per_second,
-            remaining: self.devices.len() as u64,
-        });
-        Load { connections: self.devices.len() as u64, age: 0, upstream, drain: drain.or(by_itself) }
-    }
-
-    fn drains_by_itself(&self, now: Millis) -> Option<u32> {
-        let stop = self.stop.filter(|stop| now - stop.at >= SELF_AFTER)?;
-        self.order.is_none().then_some(stop.per_second)
+        Load { connections: self.devices.len() as u64, age: 0, upstream, drain }
     }
 
     pub(crate) fn tick(&mut self, now: Millis) -> LetGo {
-        if self.order.is_some_and(|(_, _, at)| now - at >= FORGET_AFTER) {
-            self.order = None;
-        }
+        // its own pace is one of many that keep the promise; here it is the worst
+        self.unused += self.drain.poll(self.counts(), at(now)).map_or(0, |grant| grant.count);
         let mut gone = LetGo::default();
-        let by_itself = self.drains_by_itself(now);
-        let rate = by_itself.unwrap_or_else(|| self.rate(now));
-        let down_to = self.order.map_or(0, |(order, ..)| order.down_to) as usize;
-        // the worst that a second allows: all at once, then nobody
-        let count =
-            (rate.saturating_sub(self.let_go_last_tick) as usize).min(self.devices.len().saturating_sub(down_to));
-        self.let_go_last_tick = count as u32;
-        let list = if by_itself.is_some() { &mut gone.by_itself } else { &mut gone.ordered };
-        list.extend(self.devices.drain(..count));
-        if let Some(stop) = self.stop
-            && now >= stop.deadline - 5 * TICK
-        {
-            gone.at_deadline.append(&mut self.devices);
+        let is_over = self.drain.is_over(self.counts(), at(now));
+        if let Some(report) = self.drain.report(self.counts(), at(now)) {
+            let devices = self.let_go(&report, now);
+            *self.kind(&report, now, &mut gone) = devices;
+        } else {
+            self.let_go_last_tick = 0;
+        }
+        if is_over {
+            gone.by_deadline.append(&mut self.devices);
+            self.distrusted.clear();
         }
         gone
+    }
+
+    fn let_go(&mut self, report: &Report, now: Millis) -> Vec<u32> {
+        let most = if report.per_second < 1.0 { u32::from(now >= self.next) } else { report.per_second.ceil() as u32 };
+        let most = if report.per_second > 0.0 { most.saturating_sub(self.let_go_last_tick) } else { 0 };
+        let only_distrusted = report.cause == product::Cause::CertificateAuthority;
+        let first: Vec<u32> = self.distrusted.iter().copied().collect();
+        let others =
+            self.devices.iter().copied().filter(|device| !self.distrusted.contains(device) && !only_distrusted);
+        let count = u64::from(most).min(report.remaining) as usize;
+        let going: Vec<u32> = first.into_iter().chain(others).take(count).collect();
+        self.forget(&going);
+        self.closed += going.len() as u64;
+        self.let_go_last_tick = going.len() as u32;
+        if !going.is_empty() && report.per_second > 0.0 {
+            self.next = now + (1000.0 / report.per_second) as Millis;
+        }
+        going
+    }
+
+    /// They are not here any more.
+    pub(crate) fn forget(&mut self, going: &[u32]) {
+        if !going.is_empty() {
+            let going: BTreeSet<u32> = going.iter().copied().collect();
+            self.devices.retain(|device| !going.contains(device));
+            self.distrusted.retain(|device| !going.contains(device));
+        }
+    }
+
+    fn kind<'g>(&self, report: &Report, now: Millis, gone: &'g mut LetGo) -> &'g mut Vec<u32> {
+        let late = self.stop.is_some_and(|stop| (now - stop.at) * 4 >= (stop.deadline - stop.at) * 3);
+        let own = self.drain.own_per_second;
+        match self.ordered_at.is_some_and(|ordered_at| now - ordered_at < LEASE) {
+            _ if late => &mut gone.by_deadline,
+            true => &mut gone.ordered,
+            false if report.per_second > own => &mut gone.by_deadline,
+            false if own < 1.0 => &mut gone.in_parts,
+            false => &mut gone.by_itself,
+        }
+    }
+}
+
+fn ordered(order: DrainOrder, epoch: i64) -> product::Order {
+    product::Order {
+        cause: match order.cause {
+            Cause::Eviction => product::Cause::Eviction,
+            Cause::Upgrade => product::Cause::Upgrade,
+            Cause::ScaleIn => product::Cause::ScaleIn,
+            Cause::CertificateAuthority => product::Cause::CertificateAuthority,
+            Cause::Rebalance => product::Cause::Rebalance,
+        },
+        epoch,
+        per_second: f64::from(order.per_second),
+        lease: Duration::from_millis(LEASE.cast_unsigned()),
+        down_to: order.down_to,
+        leave: order.leave,
+    }
+}
+
+fn cause(cause: product::Cause) -> Option<Cause> {
+    match cause {
+        product::Cause::Eviction => Some(Cause::Eviction),
+        product::Cause::Upgrade => Some(Cause::Upgrade),
+        product::Cause::ScaleIn => Some(Cause::ScaleIn),
+        product::Cause::CertificateAuthority => Some(Cause::CertificateAuthority),
+        product::Cause::Rebalance => Some(Cause::Rebalance),
+        product::Cause::Termination => None,
     }
 }

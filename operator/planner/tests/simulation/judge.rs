@@ -2,12 +2,16 @@
 
 use std::collections::VecDeque;
 
-use planner::Millis;
+use planner::{Millis, Pod, Rebalanced, budget::ALONE_AFTER};
 
-use crate::world::TICK;
+use crate::{cluster::CONFIGURED_MAX, gateway::LetGo, world::TICK};
 
 /// How long after a budget was lowered pods may still follow the old one: they may not answer until their lease is over.
 const HEARS_OF_IT: Millis = 26_000;
+/// The same of pods that go alone: their files are written anew later.
+const READS_OF_IT: Millis = CONFIGURED_MAX + ALONE_AFTER;
+/// Pods that let less than one device go per second keep to the budget together over so long.
+const MEAN_OVER: Millis = 60_000;
 
 /// What happened.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -16,7 +20,10 @@ pub(crate) struct Tally {
     pub(crate) plans: u64,
     pub(crate) ordered: u64,
     pub(crate) by_themselves: u64,
-    pub(crate) at_deadline: u64,
+    pub(crate) in_parts: u64,
+    pub(crate) by_deadline: u64,
+    pub(crate) seconds_above_by_parts: u64,
+    pub(crate) authorities: u64,
     pub(crate) lost_to_faults: u64,
     pub(crate) removed_empty: u64,
     pub(crate) removed_with_devices: u64,
@@ -26,6 +33,7 @@ pub(crate) struct Tally {
     pub(crate) undone: u64,
     pub(crate) rebalances: u64,
     pub(crate) rebalances_failed: u64,
+    pub(crate) came_to_the_fullest: u64,
     pub(crate) rollouts: u64,
     pub(crate) moves_in_rollout_most: u64,
     pub(crate) highest_share_of_budget_percent: u64,
@@ -37,7 +45,10 @@ impl Tally {
         self.plans += other.plans;
         self.ordered += other.ordered;
         self.by_themselves += other.by_themselves;
-        self.at_deadline += other.at_deadline;
+        self.in_parts += other.in_parts;
+        self.by_deadline += other.by_deadline;
+        self.seconds_above_by_parts += other.seconds_above_by_parts;
+        self.authorities += other.authorities;
         self.lost_to_faults += other.lost_to_faults;
         self.removed_empty += other.removed_empty;
         self.removed_with_devices += other.removed_with_devices;
@@ -47,6 +58,7 @@ impl Tally {
         self.undone += other.undone;
         self.rebalances += other.rebalances;
         self.rebalances_failed += other.rebalances_failed;
+        self.came_to_the_fullest += other.came_to_the_fullest;
         self.rollouts += other.rollouts;
         self.moves_in_rollout_most = self.moves_in_rollout_most.max(other.moves_in_rollout_most);
         self.highest_share_of_budget_percent =
@@ -58,7 +70,9 @@ impl Tally {
         for (what, count) in [
             ("ordered", self.ordered),
             ("by themselves", self.by_themselves),
-            ("at deadline", self.at_deadline),
+            ("in parts", self.in_parts),
+            ("by deadline", self.by_deadline),
+            ("authorities", self.authorities),
             ("lost to faults", self.lost_to_faults),
             ("removed empty", self.removed_empty),
             ("removed with devices", self.removed_with_devices),
@@ -76,39 +90,79 @@ impl Tally {
 /// Watches one fleet.
 pub(crate) struct Judge {
     pub(crate) tally: Tally,
+    /// What was allowed, since when.
     budgets: VecDeque<(Millis, u32)>,
-    last_tick: u32,
-    /// Let go by order since the fleet is left alone.
-    pub(crate) ordered_at_rest: u64,
+    last_tick: [u32; 3],
+    /// Of the last [`MEAN_OVER`]: when how many went in all, and how many pods went in parts.
+    lately: VecDeque<(Millis, u32)>,
+    /// Let go since the fleet is left alone.
+    pub(crate) let_go_at_rest: u64,
 }
 
 impl Judge {
     pub(crate) fn new(budget: u32) -> Self {
         let budgets = VecDeque::from([(0, budget)]);
-        Self { tally: Tally::default(), budgets, last_tick: 0, ordered_at_rest: 0 }
+        Self { tally: Tally::default(), budgets, last_tick: [0; 3], lately: VecDeque::new(), let_go_at_rest: 0 }
     }
 
     pub(crate) fn budget_changed(&mut self, now: Millis, budget: u32) {
         self.budgets.push_back((now, budget));
     }
 
-    /// In any second, what was let go by order is within the budget.
-    pub(crate) fn let_go(&mut self, now: Millis, ordered: u32, by_themselves: u32) {
+    /// The highest budget that may still be followed: of those in force at some time since `ago`.
+    fn highest(&self, now: Millis, ago: Millis) -> u32 {
+        let ended = |index: usize| self.budgets.get(index + 1).is_some_and(|(next, _)| *next < now - ago);
+        let kept = self.budgets.iter().enumerate().filter(|(index, _)| !ended(*index));
+        kept.map(|(_, (_, budget))| *budget).max().unwrap_or(0)
+    }
+
+    /// Not for little, not soon after the last, and not while new pods fill by themselves.
+    pub(crate) fn rebalance_begins(&self, now: Millis, skew_max: Option<f64>, pods: &[Pod], before: Rebalanced) {
+        let staying = || pods.iter().filter(|pod| pod.ends.is_none());
+        let devices = |pod: &Pod| pod.load.as_ref().map_or(0, |load| load.connections) as f64;
+        let most = staying().map(devices).fold(0.0, f64::max);
+        let mean = staying().map(devices).sum::<f64>() / staying().count() as f64;
+        let limit = mean * skew_max.expect("only those that want it are rebalanced");
+        assert!(most > limit && most - mean >= 5.0, "rebalanced at {now} for {most} devices where {limit} may be");
+        assert!(staying().all(|pod| now - pod.ready_changed >= 30_000), "rebalanced at {now} while pods are new");
+        let rested = before.ended_at.is_none_or(|ended_at| now - ended_at >= 60_000);
+        assert!(rested, "rebalanced at {now}, soon after the last: {before:?}");
+    }
+
+    /// In any second all that were let go are within the budget, but those whose deadline came, and but that pods at less than
+    /// one device per second keep to it in the mean. `pods` is how many there are.
+    pub(crate) fn let_go(&mut self, now: Millis, let_go: &LetGo, pods: usize) {
         const { assert!(2 * TICK == 1000, "two ticks are a second") };
-        while self.budgets.len() > 1 && self.budgets[1].0 < now - HEARS_OF_IT {
-            self.budgets.pop_front();
-        }
-        let budget = self.budgets.iter().map(|(_, budget)| *budget).max().unwrap_or(0);
-        let second = self.last_tick + ordered;
-        assert!(second <= budget, "{second} devices were let go in the second before {now}, the budget is {budget}");
+        let counts = [&let_go.ordered, &let_go.by_itself, &let_go.in_parts].map(|devices| devices.len() as u32);
+        let [ordered, by_itself, in_parts] = std::array::from_fn(|kind| self.last_tick[kind] + counts[kind]);
+        let budget = self.highest(now, HEARS_OF_IT);
+        assert!(ordered <= budget, "{ordered} were let go by order in the second before {now}, the budget is {budget}");
+        let alone = self.highest(now, if by_itself + in_parts > 0 { READS_OF_IT } else { HEARS_OF_IT });
+        let second = ordered + by_itself;
+        assert!(second <= alone, "{ordered} by order and {by_itself} alone in the second before {now}: above {alone}");
+        self.tally.seconds_above_by_parts += u64::from(second + in_parts > alone);
         if budget > 0 {
-            let percent = u64::from(second) * 100 / u64::from(budget);
+            let percent = u64::from(ordered) * 100 / u64::from(budget);
             let most = &mut self.tally.highest_share_of_budget_percent;
             *most = percent.max(*most);
         }
-        self.last_tick = ordered;
-        self.ordered_at_rest += u64::from(ordered);
-        self.tally.ordered += u64::from(ordered);
-        self.tally.by_themselves += u64::from(by_themselves);
+        self.mean(now, counts.iter().sum(), pods);
+        self.last_tick = counts;
+        self.let_go_at_rest += u64::from(counts.iter().sum::<u32>());
+        self.tally.ordered += u64::from(counts[0]);
+        self.tally.by_themselves += u64::from(counts[1]);
+        self.tally.in_parts += u64::from(counts[2]);
+        self.tally.by_deadline += let_go.by_deadline.len() as u64;
+    }
+
+    /// Each pod may be one device ahead of its pace.
+    fn mean(&mut self, now: Millis, count: u32, pods: usize) {
+        self.lately.push_back((now, count));
+        while self.lately.front().is_some_and(|(at, _)| *at <= now - MEAN_OVER) {
+            self.lately.pop_front();
+        }
+        let all: u32 = self.lately.iter().map(|(_, count)| count).sum();
+        let most = self.highest(now, MEAN_OVER + READS_OF_IT) * (MEAN_OVER / 1000) as u32 + pods as u32;
+        assert!(all <= most, "{all} were let go in the minute before {now}: above {most}");
     }
 }

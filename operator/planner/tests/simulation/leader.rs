@@ -107,7 +107,7 @@ impl Leader {
             rolling: cluster.is_rolling(),
             behind: cluster.is_behind(),
         };
-        plan(&Input {
+        let decision = plan(&Input {
             now,
             epoch: self.epoch,
             spec,
@@ -116,7 +116,11 @@ impl Leader {
             drains: &store.drains,
             rebalanced: store.rebalanced,
             ledger: &self.ledger,
-        })
+        });
+        if moving(&decision.drains) && !moving(&store.drains) {
+            around.judge.rebalance_begins(now, spec.skew_max, &pods, store.rebalanced);
+        }
+        decision
     }
 
     fn tell(&mut self, now: Millis, cluster: &mut Cluster, pod: &str, order: Order) {
@@ -154,7 +158,6 @@ fn persist(now: Millis, epoch: i64, decision: &Decision, around: &mut Around<'_>
         return false;
     }
     tally.undone += u64::from(count(&decision.drains, State::Undoing) > count(&store.drains, State::Undoing));
-    let moving = |drains: &[Drain]| drains.iter().any(|drain| drain.cause == Cause::Rebalance);
     tally.rebalances += u64::from(moving(&decision.drains) && !moving(&store.drains));
     let short = |drain: &Drain| {
         let Drain { pod, cause, state, remaining, per_second, .. } = drain;
@@ -165,6 +168,10 @@ fn persist(now: Millis, epoch: i64, decision: &Decision, around: &mut Around<'_>
     store.drains.clone_from(&decision.drains);
     store.rebalanced = decision.rebalanced;
     true
+}
+
+fn moving(drains: &[Drain]) -> bool {
+    drains.iter().any(|drain| drain.cause == Cause::Rebalance)
 }
 
 fn count(drains: &[Drain], state: State) -> usize {

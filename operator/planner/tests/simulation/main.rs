@@ -24,20 +24,21 @@ use std::{
 };
 
 use judge::Tally;
-use world::{Script, World};
+use world::{Script, Story, World};
 
 const SEEDS_DEFAULT: u64 = 10_000;
 
-/// Seeds that failed once: what a pod that was gone had let go a moment ago was forgotten; what a pod may do by itself was
-/// handed out twice; a pod was marked to go and somebody came; a scale-in was turned back in a rollout that takes the pods all
-/// the same; what this leader wrote was taken for an earlier one's; what was only set aside was taken for handed out; a mark was
-/// taken away and the lower number written before everybody had seen that.
-const FAILED_ONCE: [u64; 7] = [442, 551, 6519, 8419, 9414, 79_548, 88_613];
+/// Seeds that failed once: what a pod that says nothing may let go by itself was not counted; what a pod had let go by itself
+/// right before it followed an order was forgotten.
+const FAILED_ONCE: [u64; 2] = [2372, 10_977];
 
 fn run(seed: u64, script: Script) -> Tally {
     let mut world = World::new(seed, script);
     world.live();
     world.rest();
+    if script.story == Story::ScaleUp {
+        world.judge.tally.came_to_the_fullest = world.a_few_come_to_the_fullest() as u64;
+    }
     world.judge.tally
 }
 
@@ -111,6 +112,7 @@ fn after_a_scale_up_the_fleet_is_even_within_the_time_that_was_said() {
     let total = run_all(|index| index, 500, Script::SCALE_UP);
     assert!(total.rebalances > 0, "{total:#?}");
     assert_eq!(total.rebalances_failed, 0, "{total:#?}");
+    assert!(total.came_to_the_fullest > 500, "{total:#?}");
 }
 
 #[test]

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use planner::{
     Millis, Spec,
     autoscale::{Bounds, History},
+    budget::alone_share,
     upstream::{self, Upstream},
 };
 
 use crate::{
-    cluster::{Cluster, Grace},
+    cluster::{Cluster, Grace, SimPod},
+    gateway::LetGo,
     judge::Judge,
     leader::{Around, Late, Leader, Store},
     random::Random,
@@ -92,7 +94,7 @@ impl World {
         let spec = Spec {
             replicas: random.between(1, PODS_MAX) as u32,
             per_second,
-            self_per_second: (per_second / PODS_MAX as u32).max(1),
+            self_per_second: alone_share(per_second, PODS_MAX as u32, 0).ceil() as u32,
             drain_timeout: random.between(40, 180) * 1000,
             skew_max: match script.story {
                 Story::Mixed => random.one_in(2).then_some(1.3),
@@ -100,13 +102,15 @@ impl World {
                 Story::ScaleUp => Some(1.15),
             },
         };
-        let devices = vec![Device::default(); random.between(10, 240) as usize];
+        let devices_most = if script.story == Story::ScaleUp { (300, 900) } else { (10, 240) };
+        let devices = vec![Device::default(); random.between(devices_most.0, devices_most.1) as usize];
         let all = (0..devices.len() as u32).collect();
         let autoscaler = (script.story == Story::Mixed && random.one_in(4)).then(|| {
             let bounds = Bounds { min: 1, max: PODS_MAX as u32, target: 30, scale_down_after: 30_000 };
             (bounds, History::default())
         });
-        let cluster = Cluster::new(spec.replicas, script.loud);
+        let share = alone_share(per_second, PODS_MAX as u32, 0);
+        let cluster = Cluster::new(spec.replicas, share, script.loud);
         let world = Self {
             script,
             now: 1_000_000,
@@ -149,21 +153,43 @@ impl World {
         }
         self.autoscaler = None;
         self.set_upstream(Upstream::Well);
-        self.judge.ordered_at_rest = 0;
+        self.judge.let_go_at_rest = 0;
         let until = self.now + REST_MAX;
         let mut calm_since = self.now;
         while self.now - calm_since < REST_FOR {
             assert!(self.now < until, "no rest: {}", self.what_is_wrong().unwrap_or_default());
+            let was_wrong = self.what_is_wrong().is_some();
             self.tick();
-            if self.what_is_wrong().is_some() {
+            if was_wrong || self.what_is_wrong().is_some() {
                 calm_since = self.now;
-                self.judge.ordered_at_rest = 0;
+                self.judge.let_go_at_rest = 0;
             }
         }
-        assert_eq!(self.judge.ordered_at_rest, 0, "devices are let go at rest");
+        assert_eq!(self.judge.let_go_at_rest, 0, "devices are let go at rest");
         let most = self.devices.iter().map(|device| device.moves).max().unwrap_or(0);
         self.judge.tally.moves_in_rollout_most = if self.script.story == Story::Rollout { most } else { 0 };
         self.judge.tally.rebalances_failed += u64::from(self.store.rebalanced.failures);
+    }
+
+    /// After a rebalance a few devices come to the fullest pod, up to half of what is tolerated above the mean, as far as there
+    /// is room: nobody is moved for them. Gives how many; that there is room is what the rebalance left.
+    pub(crate) fn a_few_come_to_the_fullest(&mut self) -> usize {
+        let Some(skew_max) = self.spec.skew_max.filter(|_| self.judge.tally.rebalances > 0) else { return 0 };
+        let count = |pod: &SimPod| pod.gateway.devices.len();
+        let mean = self.cluster.pods.iter().map(count).sum::<usize>() as f64 / self.cluster.pods.len() as f64;
+        self.cluster.pods.sort_by_key(count);
+        let room = ((mean * skew_max) as usize).saturating_sub(self.cluster.pods.last().map_or(0, count));
+        let few = room.min((mean * (skew_max - 1.0) / 2.0) as usize);
+        let (fullest, others) = self.cluster.pods.split_last_mut().expect("there are pods");
+        for number in 0..few {
+            let index = number % others.len();
+            let gone = others[index].gateway.devices.pop();
+            fullest.gateway.devices.extend(gone);
+        }
+        self.judge.let_go_at_rest = 0;
+        self.run_for(600_000);
+        assert_eq!(self.judge.let_go_at_rest, 0, "devices are moved for {few} that came");
+        few
     }
 
     fn what_is_wrong(&self) -> Option<String> {
@@ -177,6 +203,9 @@ impl World {
             () if !self.store.drains.is_empty() => Some(format!("drains: {:?}", self.store.drains)),
             () if self.cluster.pods.len() as u32 != self.spec.replicas => Some("not as many pods as wanted".to_owned()),
             () if !settled => Some("a pod is not settled".to_owned()),
+            () if self.cluster.pods.iter().any(|pod| !pod.gateway.distrusted.is_empty()) => {
+                Some("a device is not trusted".to_owned())
+            }
             () if uneven => Some(format!("uneven: {counts:?}")),
             () => None,
         }
@@ -226,18 +255,21 @@ impl World {
             late: &mut self.late,
             random: &mut self.random,
         };
+        let share = alone_share(self.spec.per_second, PODS_MAX as u32, around.cluster.pods.len() as u32);
+        self.spec.self_per_second = share.ceil() as u32;
+        around.cluster.configure(share, now, around.random);
         let dead = (0..STEPS_PER_TICK).any(|_| leader.step(now, self.spec, &mut around).is_err());
         if dead {
             log(self.script.loud, now, || format!("leader {} dies", self.epoch));
             self.leader = None;
-            let ticks_max = if self.random.one_in(2) { 8 } else { 34 };
+            let ticks_max = [8, 8, 34, 240][self.random.below(4)];
             self.next_leader = now + self.random.between(2, ticks_max) * TICK;
             self.nobody_leads = true;
         }
     }
 
     fn grace(&self) -> Grace {
-        Grace { drain_timeout: self.spec.drain_timeout, self_per_second: self.spec.self_per_second }
+        Grace { drain_timeout: self.spec.drain_timeout }
     }
 
     /// A pod that is removed because fewer are wanted is empty, unless its time was up or nobody could know.
@@ -259,22 +291,17 @@ impl World {
 
     fn pods_live(&mut self) {
         let now = self.now;
-        let (mut ordered, mut by_themselves) = (0, 0);
-        let mut gone = Vec::new();
+        let mut let_go = LetGo::default();
         for pod in &mut self.cluster.pods {
             pod.probe(now, &mut self.random);
-            let let_go = pod.gateway.tick(now);
-            ordered += let_go.ordered.len() as u32;
-            by_themselves += let_go.by_itself.len() as u32;
-            self.judge.tally.at_deadline += let_go.at_deadline.len() as u64;
-            gone.extend(let_go.ordered.into_iter().chain(let_go.by_itself).chain(let_go.at_deadline));
+            pod.reload(now);
+            let_go.add(pod.gateway.tick(now));
             pod.scrape(now, self.upstream);
         }
-        self.judge.let_go(now, ordered, by_themselves);
-        self.send_back(&gone, 10);
-        let ends = |pod: &crate::cluster::SimPod| {
-            pod.ends.is_some_and(|ends| now >= ends || pod.gateway.devices.is_empty() || !pod.runs(now))
-        };
+        self.judge.let_go(now, &let_go, self.cluster.pods.len());
+        self.send_back(&let_go.all().collect::<Vec<_>>(), 10);
+        let ends =
+            |pod: &SimPod| pod.ends.is_some_and(|ends| now >= ends || pod.gateway.devices.is_empty() || !pod.runs(now));
         let killed = self.cluster.pods.iter().filter(|pod| ends(pod) && !pod.gateway.devices.is_empty()).count();
         self.judge.tally.killed_with_devices += killed as u64;
         let over: Vec<_> = self.cluster.pods.extract_if(.., |pod| ends(pod)).collect();
@@ -333,16 +360,17 @@ impl World {
                 return;
             }
         }
-        match self.random.below(if self.script.faults { 14 } else { 8 }) {
+        match self.random.below(if self.script.faults { 15 } else { 9 }) {
             0..=2 => self.user_scales(),
             3 => self.user_changes_the_budget(),
             4 => self.user_rolls_out(),
             5 => self.user_deletes_pods(),
             6 => self.devices_come_or_go(),
             7 => self.upstream_changes(),
-            8 => self.pod_dies(),
-            9..=11 => self.pod_misbehaves(),
-            12 => self.node_is_drained(),
+            8 => self.authority_is_replaced(),
+            9 => self.pod_dies(),
+            10..=12 => self.pod_misbehaves(),
+            13 => self.node_is_drained(),
             _ => self.new_pods_get_stuck(),
         }
     }
@@ -364,7 +392,6 @@ impl World {
         // within the time-out, if nothing goes wrong
         let least = if self.script.faults { 1 } else { PODS_MAX };
         self.spec.per_second = self.random.between(least, 40) as u32;
-        self.spec.self_per_second = (self.spec.per_second / PODS_MAX as u32).max(1);
         self.judge.budget_changed(self.now, self.spec.per_second);
         log(self.script.loud, self.now, || format!("perSecond: {}", self.spec.per_second));
     }
@@ -373,6 +400,17 @@ impl World {
         self.judge.tally.rollouts += 1;
         self.cluster.template += 1;
         log(self.script.loud, self.now, || format!("template: {}", self.cluster.template));
+    }
+
+    /// Pods do not trust some of their devices any more; nobody but they knows.
+    fn authority_is_replaced(&mut self) {
+        let share = self.random.between(1, 5) as u32;
+        log(self.script.loud, self.now, || format!("one of {share} devices is not trusted any more"));
+        self.judge.tally.authorities += 1;
+        for pod in &mut self.cluster.pods {
+            let gateway = &mut pod.gateway;
+            gateway.distrusted.extend(gateway.devices.iter().filter(|device| **device % share == 0));
+        }
     }
 
     fn user_deletes_pods(&mut self) {
@@ -409,7 +447,7 @@ impl World {
             }
             self.devices[device as usize].off = off;
             if off {
-                self.cluster.pods.iter_mut().for_each(|pod| pod.gateway.devices.retain(|there| *there != device));
+                self.cluster.pods.iter_mut().for_each(|pod| pod.gateway.forget(&[device]));
                 self.away.values_mut().for_each(|there| there.retain(|there| *there != device));
             } else {
                 let at = self.now + self.random.between(1, 10) * TICK;
