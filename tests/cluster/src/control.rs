@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::bail;
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::{core::v1::ServiceAccount, rbac::v1::ClusterRoleBinding};
 use kube::Api;
 use serde_json::json;
 
@@ -63,25 +63,37 @@ pub(crate) fn is_free(address: Ipv4Addr) -> bool {
 }
 
 impl ControlPlane<'_> {
-    /// Starts the processes; they come up on their own, in any order.
+    /// Starts the store and the API server, which waits for it.
     pub(crate) fn start(&self) -> anyhow::Result<Started> {
         let directory = &self.starter.directory;
         let authority = pki::write(&directory.join("pki"), self.address, APISERVER_SERVICE)?;
         fs::write(directory.join("audit-policy.json"), serde_json::to_string(&audit_policy())?)?;
         self.kubeconfig(&authority, "kubeconfig", "kubernetes-admin", Some("system:masters"))?;
-        let mut daemons = vec![
+        let daemons = vec![
             self.daemon("etcd", programs::ETCD, &self.etcd())?,
             self.daemon("kube-apiserver", programs::APISERVER, &self.apiserver())?,
         ];
+        Ok(Started { authority, daemons })
+    }
+
+    /// Waits until the API answers, then starts who works with it: the controllers end by themselves if they may not ask
+    /// for its health within 10 s, and a busy machine takes longer to make the roles that allow it.
+    pub(crate) async fn start_controllers(
+        &self,
+        authority: &Authority,
+        cluster: &Cluster,
+        daemons: &mut Vec<Daemon>,
+    ) -> anyhow::Result<()> {
+        answers(cluster, daemons).await?;
         let user = "system:kube-controller-manager";
-        let kubeconfig = self.kubeconfig(&authority, "controller-manager.kubeconfig", user, None)?;
+        let kubeconfig = self.kubeconfig(authority, "controller-manager.kubeconfig", user, None)?;
         let arguments = self.controller_manager(&kubeconfig);
         daemons.push(self.daemon("kube-controller-manager", programs::CONTROLLER_MANAGER, &arguments)?);
         if self.nodes {
-            let kubeconfig = self.kubeconfig(&authority, "scheduler.kubeconfig", "system:kube-scheduler", None)?;
+            let kubeconfig = self.kubeconfig(authority, "scheduler.kubeconfig", "system:kube-scheduler", None)?;
             daemons.push(self.daemon("kube-scheduler", programs::SCHEDULER, &self.scheduler(&kubeconfig)?)?);
         }
-        Ok(Started { authority, daemons })
+        Ok(())
     }
 
     /// The URL of the API server.
@@ -207,6 +219,29 @@ impl ControlPlane<'_> {
 
     fn path(&self, file: &str) -> String {
         self.starter.directory.join(file).to_string_lossy().into_owned()
+    }
+}
+
+/// Who may ask for the API server's health: one of the last things that it makes at its start.
+const MAY_ASK_FOR_HEALTH: &str = "system:public-info-viewer";
+
+/// Waits until the API server has made the roles of those who work with it.
+async fn answers(cluster: &Cluster, daemons: &mut [Daemon]) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let bindings: Api<ClusterRoleBinding> = Api::all(cluster.client().await?);
+    loop {
+        let last = match bindings.get_opt(MAY_ASK_FOR_HEALTH).await {
+            Ok(Some(_)) => return Ok(()),
+            Ok(None) => "it has made no roles".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        for daemon in daemons.iter_mut() {
+            daemon.still_runs()?;
+        }
+        if begun.elapsed() > READY_TIMEOUT {
+            bail!("the API server is not ready after {READY_TIMEOUT:?}: {last}");
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

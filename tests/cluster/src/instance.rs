@@ -80,9 +80,13 @@ impl Instance {
         step(&format!("start the Kubernetes API {} at {address}", programs::KUBERNETES_VERSION), || {
             let (mut instance, starter) = Self::new(run, false);
             let control = ControlPlane { starter: &starter, address, network: None, nodes: false };
-            instance.daemons = control.start()?.daemons;
+            let started = control.start()?;
+            instance.daemons = started.daemons;
             instance.cluster.describe()?;
-            block_on(control::ready(&instance.cluster, &mut instance.daemons))?;
+            block_on(async {
+                control.start_controllers(&started.authority, &instance.cluster, &mut instance.daemons).await?;
+                control::ready(&instance.cluster, &mut instance.daemons).await
+            })?;
             Ok(instance)
         })
     }
@@ -109,6 +113,7 @@ impl Instance {
             }
             instance.cluster.describe()?;
             block_on(async {
+                control.start_controllers(&started.authority, &instance.cluster, &mut instance.daemons).await?;
                 control::ready(&instance.cluster, &mut instance.daemons).await?;
                 let mut dns = dns::start(&control, &started.authority)?;
                 dns::ready(&control, &mut dns).await?;
