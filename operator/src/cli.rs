@@ -78,7 +78,7 @@ pub struct Plan {
     pub connections: u64,
 
     /// Pods [default: as many as the devices need]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=100_000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub pods: Option<u32>,
 
     /// Nodes that the pods are spread over [default: one for each pod]
@@ -107,7 +107,7 @@ pub struct Run {
     pub gateway_image: String,
 
     /// Namespace of the operator itself: there are its Lease, Service and Secrets [default: the client's]
-    #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE")]
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE", value_parser = namespace)]
     pub namespace: Option<String>,
 
     /// Name of the pod that this runs in, for the Lease and for Events
@@ -115,7 +115,7 @@ pub struct Run {
     pub pod_name: String,
 
     /// Namespaces to watch, with commas between; empty: all
-    #[arg(long, env, value_name = "NAMESPACES", value_delimiter = ',')]
+    #[arg(long, env, value_name = "NAMESPACES", value_delimiter = ',', value_parser = namespace)]
     pub watch_namespaces: Vec<String>,
 
     /// Where to serve /healthz, /readyz and /metrics, in plain HTTP
@@ -136,7 +136,7 @@ pub struct Run {
 
     /// Lease that the replicas elect their leader by
     #[arg(long, env, value_name = "NAME", default_value = "protocol-gateway-operator",
-          value_parser = NonEmptyStringValueParser::new())]
+          value_parser = lease_name)]
     pub lease_name: String,
 
     /// Seconds after which another replica takes over from one that died
@@ -150,6 +150,30 @@ pub struct Run {
     /// What to log, as in RUST_LOG (which wins)
     #[arg(long, env, value_name = "FILTER", default_value = "info")]
     pub log_level: String,
+}
+
+/// The name of a namespace, blanks around it left out, or nothing.
+fn namespace(text: &str) -> Result<String, String> {
+    let name = text.trim();
+    if name.is_empty() || (name.len() <= 63 && is_label(name)) {
+        return Ok(name.to_owned());
+    }
+    Err("the name of a namespace has at most 63 lower-case letters, digits and '-', with a letter or digit at both ends".to_owned())
+}
+
+fn lease_name(text: &str) -> Result<String, String> {
+    if text.len() <= 253 && text.split('.').all(is_label) {
+        return Ok(text.to_owned());
+    }
+    Err("the name of a Lease has at most 253 lower-case letters, digits, '-' and '.', with a letter or digit at both ends and \
+         around each '.'"
+        .to_owned())
+}
+
+/// Made as a DNS label, of whatever length.
+fn is_label(text: &str) -> bool {
+    let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !text.is_empty() && text.bytes().all(is_inner) && !text.starts_with('-') && !text.ends_with('-')
 }
 
 impl Run {
@@ -209,6 +233,7 @@ mod tests {
         check("", &[]);
         check("a", &["a"]);
         check("b,a,,b", &["a", "b"]);
+        check("b-1,0", &["0", "b-1"]);
     }
 
     #[test]
@@ -219,13 +244,36 @@ mod tests {
         let expected =
             Plan { file: "pgw.yaml".into(), connections: 50_000, pods: None, nodes: None, output: Output::Json };
         assert_eq!(plan, expected);
-        for wrong in ["plan", "plan -f a", "plan -f a --connections -1", "plan -f a --connections 1 --nodes 0"] {
+        for wrong in [
+            "plan",
+            "plan -f a",
+            "plan -f a --connections -1",
+            "plan -f a --connections 1 --nodes 0",
+            "plan -f a --connections 1 --pods 0",
+        ] {
             assert!(read(&format!("operator {wrong}")).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn nonsense_is_refused() {
+        let long = format!("--watch-namespaces {}", "a".repeat(64));
+        for line in [
+            "--watch-namespaces A",
+            "--watch-namespaces a,b_c",
+            "--watch-namespaces=-a",
+            "--watch-namespaces *",
+            "--namespace a.b",
+            "--lease-name A",
+            "--lease-name=",
+            "--lease-name a..b",
+            "--lease-name a/b",
+            long.as_str(),
+        ] {
+            let error = parse(&format!("run --gateway-image g {line}")).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+            assert!(error.to_string().contains("lower-case letters, digits"), "{error}");
+        }
         for line in ["--lease-seconds 2", "--lease-seconds 301", "--listen nowhere", "--metrics-api-port 65536"] {
             assert!(parse(&format!("run --gateway-image g {line}")).is_err(), "{line}");
         }

@@ -74,6 +74,21 @@ pub enum PlanError {
     /// Not YAML, or not a ProtocolGateway.
     #[error("it is not a ProtocolGateway: {0}")]
     Form(String),
+    /// Something else.
+    #[error(
+        "kind {kind} of {api_version} is not what is planned: expected kind {} of {}",
+        crds::KIND,
+        crds::API_VERSION
+    )]
+    Kind {
+        /// What stands there as `kind`.
+        kind: String,
+        /// What stands there as `apiVersion`.
+        api_version: String,
+    },
+    /// More than one of them.
+    #[error("it has several documents: give one ProtocolGateway, without a line of ---")]
+    Several,
     /// A ProtocolGateway, but not one that can be.
     #[error("spec.{path}: {problem}")]
     Value {
@@ -89,8 +104,12 @@ pub enum PlanError {
 /// # Errors
 /// What is wrong with the text.
 pub fn answer(text: &str, what_if: WhatIf) -> Result<Outlook, PlanError> {
-    let form = |error: serde_saphyr::Error| PlanError::Form(error.to_string());
+    let form = |error: serde_saphyr::Error| match error.without_snippet() {
+        serde_saphyr::Error::MultipleDocuments { .. } => PlanError::Several,
+        _ => PlanError::Form(error.to_string()),
+    };
     let written: Value = serde_saphyr::from_str(text).map_err(form)?;
+    check_kind(&written)?;
     let schema = json!(crds::definition());
     let schema = &schema["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
     if let Some(path) = unknown(&written["spec"], schema, "spec") {
@@ -99,6 +118,14 @@ pub fn answer(text: &str, what_if: WhatIf) -> Result<Outlook, PlanError> {
     let gateway: ProtocolGateway = serde_saphyr::from_str(text).map_err(form)?;
     check(&gateway.spec)?;
     Ok(whatif::outlook(&question(&gateway, what_if)))
+}
+
+fn check_kind(written: &Value) -> Result<(), PlanError> {
+    let [kind, api_version] = ["kind", "apiVersion"].map(|name| written[name].as_str().unwrap_or("(none)"));
+    if (kind, api_version) == (crds::KIND, crds::API_VERSION) {
+        return Ok(());
+    }
+    Err(PlanError::Kind { kind: kind.to_owned(), api_version: api_version.to_owned() })
 }
 
 /// The first field that is written and that the schema does not know: it would be passed over, and the answer be wrong.
@@ -291,5 +318,14 @@ after a node's loss all are back in 2s (5000 devices of 1 pods, not held to the 
         check("minReplicas: 2", "minReplicas: 50", "minReplicas (50) must not be above maxReplicas (40)");
         check("perSecond", "persecond", "it has no field spec.reconnects.persecond");
         check("spec:", "spec: [", "it is not a ProtocolGateway: ");
+        let expected = "expected kind ProtocolGateway of protocolgateway.io/v1alpha1";
+        check(
+            "kind: ProtocolGateway",
+            "kind: Deployment",
+            &format!("kind Deployment of protocolgateway.io/v1alpha1 is not what is planned: {expected}"),
+        );
+        check("kind: ProtocolGateway\n", "", expected);
+        check("v1alpha1", "v1", expected);
+        check("20m}\n", "20m}\n---\nkind: Secret\n", "it has several documents: give one ProtocolGateway");
     }
 }

@@ -1,5 +1,6 @@
 //! How many pods: what the Deployment is told, who changes the spec's number, and how many may go at a time.
 
+use crds::status::DrainCause;
 use k8s_openapi::{
     api::{
         autoscaling::v2::{
@@ -100,12 +101,18 @@ fn behavior(scale_down_s: i32) -> HorizontalPodAutoscalerBehavior {
     }
 }
 
-/// One pod at a time, but those that do not work may always go: they must not hold up a node's drain.
+/// One pod at a time, but those that do not work may always go: they must not hold up a node's drain. Nor must those that a
+/// scale-in took out of the Service: the Deployment still has them, so each would use up the one that may be missing, for as
+/// long as its drain takes.
 fn disruption_budget(context: &Context<'_>) -> DynamicObject {
+    let is_out =
+        |name: &str| context.observed.pods.iter().any(|pod| pod.name == name && !pod.ready && !pod.terminating);
+    let scales_in = context.plan.drains.iter().filter(|drain| drain.cause == DrainCause::ScaleIn);
+    let out = scales_in.filter(|drain| is_out(&drain.pod)).count();
     object(&PodDisruptionBudget {
         metadata: names::owned(context.gateway, &context.name),
         spec: Some(PodDisruptionBudgetSpec {
-            max_unavailable: Some(IntOrString::Int(1)),
+            max_unavailable: Some(IntOrString::Int(1 + i32::try_from(out).unwrap_or(0))),
             selector: Some(names::label_selector(&context.name)),
             unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
             ..PodDisruptionBudgetSpec::default()

@@ -117,7 +117,7 @@ impl Judge {
     }
 
     /// Not for little, not soon after the last, and not while new pods fill by themselves.
-    pub(crate) fn rebalance_begins(&self, now: Millis, skew_max: Option<f64>, pods: &[Pod], before: Rebalanced) {
+    pub(crate) fn rebalance_begins(now: Millis, skew_max: Option<f64>, pods: &[Pod], before: Rebalanced) {
         let staying = || pods.iter().filter(|pod| pod.ends.is_none());
         let devices = |pod: &Pod| pod.load.as_ref().map_or(0, |load| load.connections) as f64;
         let most = staying().map(devices).fold(0.0, f64::max);

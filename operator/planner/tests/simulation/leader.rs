@@ -118,7 +118,7 @@ impl Leader {
             ledger: &self.ledger,
         });
         if moving(&decision.drains) && !moving(&store.drains) {
-            around.judge.rebalance_begins(now, spec.skew_max, &pods, store.rebalanced);
+            Judge::rebalance_begins(now, spec.skew_max, &pods, store.rebalanced);
         }
         decision
     }
