@@ -37,6 +37,9 @@ pub enum MintError {
     Made(String),
 }
 
+/// Files of the Secret with the own CA that are there only while one CA follows another.
+pub const PASSING_FILES: [&str; 3] = ["next.crt", "next.key", "previous.crt"];
+
 /// The Secret that `step` is to write. `authority` is the Secret with the fleet's own CA, `current` the Secret that the step
 /// writes, each as read, if there is one. `metadata` names the Secret, its labels and owner; the version that it replaces is
 /// added, so a write fails if somebody was faster.

@@ -465,9 +465,14 @@ fn rest(observed: &Observed, memory: &Memory) -> Duration {
         let life = certificate.not_before.duration_until(certificate.not_after);
         [certificate.not_before, certificate.not_before + life * 2 / 3, certificate.not_after]
     });
+    let moves = observed.authority.iter().map(|authority| desired::tls::due(authority, std::iter::empty()));
     let until = |time: Timestamp| Duration::try_from(observed.now.duration_until(time)).ok();
     // a second more: times are whole seconds here
-    let due = times.filter(|time| *time > observed.now).filter_map(until).map(|due| due + Duration::from_secs(1));
+    let due = times
+        .chain(moves)
+        .filter(|time| *time > observed.now)
+        .filter_map(until)
+        .map(|due| due + Duration::from_secs(1));
     // not all at the same time
     let rest = REST.mul_f64(0.8 + 0.4 * chance());
     due.chain(memory.waits()).min().map_or(rest, |due| due.min(rest))

@@ -7,6 +7,7 @@ use kube::{
     Api,
     api::{Patch, PatchParams},
 };
+use serde_json::{Map, Value, json};
 use tracing::{info, warn};
 
 use super::{Memory, Writer};
@@ -72,9 +73,30 @@ impl Writer {
         let parameters = PatchParams::apply(names::FIELD_MANAGER).force();
         let patch = Patch::Apply(&minted);
         let written = self.write(Step::Apply, &title, api.patch(step.secret(), &parameters, &patch)).await?;
+        let written = self.drop_left(&api, &title, &minted, written).await?;
         self.metrics.writes.with_label_values(&[SECRET.name]).inc();
         info!(gateway = %name, secret = step.secret(), step = step.name(), "certificates: a step is done");
         self.secrets.put(&name, &written);
         Ok(())
+    }
+    /// What is not applied any more goes, unless somebody else has written it too (`kubectl edit`, a backup): then it is taken
+    /// away by name, or the step would be due again at once and for ever.
+    async fn drop_left(
+        &self,
+        api: &Api<Secret>,
+        title: &str,
+        minted: &Secret,
+        written: Secret,
+    ) -> Result<Secret, ReconcileError> {
+        let has = |secret: &Secret, file: &str| secret.data.as_ref().is_some_and(|data| data.contains_key(file));
+        let left = certificates::PASSING_FILES.iter().filter(|file| has(&written, file) && !has(minted, file));
+        let none: Map<String, Value> = left.map(|file| ((*file).to_owned(), Value::Null)).collect();
+        if none.is_empty() {
+            return Ok(written);
+        }
+        let patch = json!({"metadata": {"resourceVersion": written.metadata.resource_version}, "data": none});
+        let parameters = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let name = written.metadata.name.as_deref().unwrap_or_default();
+        self.write(Step::Apply, title, api.patch(name, &parameters, &Patch::Merge(&patch))).await
     }
 }

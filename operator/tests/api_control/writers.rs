@@ -3,6 +3,7 @@
 use anyhow::{Context, ensure};
 use cluster::Story;
 use crds::{ProtocolGateway, ProtocolGatewayStatus};
+use jiff::Timestamp;
 use kube::{
     Api,
     api::{Patch, PatchParams},
@@ -10,7 +11,7 @@ use kube::{
 };
 use operator::{
     apply::{Memory, Writer, status::Told},
-    desired::Desired,
+    desired::{Desired, tls::Step as CaStep},
     error::{Kind as Failure, Step},
     kinds::{GATEWAY, SECRET},
     lease::Leadership,
@@ -135,6 +136,45 @@ async fn a_secret_that_somebody_wrote_to_since_it_was_looked_at_is_not_deleted()
         ensure!(find(story, &SECRET, "gw-tls").await?.is_none(), "it goes once it was looked at");
         ensure!(find(story, &SECRET, "gw-control").await?.is_some(), "what is wanted stays");
         Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "level api: cargo xtask test api"]
+async fn a_ca_moves_on_although_somebody_else_wrote_its_successor() {
+    story("successor", async |story: &Story| {
+        declare(story, "gw", spec(json!({}))).await?;
+        let gateways: Api<ProtocolGateway> = Api::namespaced(story.client.clone(), &story.namespace);
+        let gateway = gateways.get("gw").await?;
+        let (writer, name) = (writer(story, 1), names::authority("gw"));
+        let step = async |step: CaStep| {
+            let mut memory = Memory::default();
+            let done = writer.certificates(&gateway, &[step], Timestamp::now(), &mut memory).await?;
+            ensure!(done && memory.refused().is_empty(), "{:?}", memory.refused());
+            let secret = find(story, &SECRET, &name).await?.context("there is a CA")?;
+            Ok::<_, anyhow::Error>(secret["data"].clone())
+        };
+        let first = step(CaStep::CreateAuthority { secret: name.clone(), life_s: 1000 }).await?;
+        let both = step(CaStep::AddNextAuthority { secret: name.clone(), life_s: 1000 }).await?;
+        // as an editor or a backup does: other bytes, so that they are its own
+        let theirs = json!({"data": {"next.crt": first["ca.crt"], "next.key": first["ca.key"]}});
+        let secrets = SECRET.api(&story.client, Some(&story.namespace));
+        let editor = PatchParams { field_manager: Some("editor".to_owned()), ..PatchParams::default() };
+        secrets.patch(&name, &editor, &Patch::Merge(&theirs)).await?;
+        let theirs = json!({"data": {"next.crt": both["next.crt"], "next.key": both["next.key"]}});
+        secrets.patch(&name, &editor, &Patch::Merge(&theirs)).await?;
+
+        let files = |data: &Value| -> Vec<String> {
+            data.as_object().into_iter().flat_map(|data| data.keys().cloned()).collect()
+        };
+        let promoted = step(CaStep::PromoteNextAuthority { secret: name.clone() }).await?;
+        same(&files(&promoted), &["ca.crt", "ca.key", "previous.crt"].map(String::from).to_vec(), "after promotion")?;
+        same(&promoted["ca.crt"], &both["next.crt"], "the CA that signs")?;
+        let theirs = json!({"data": {"previous.crt": promoted["ca.crt"]}});
+        secrets.patch(&name, &editor, &Patch::Merge(&theirs)).await?;
+        let dropped = step(CaStep::DropPreviousAuthority { secret: name.clone() }).await?;
+        same(&files(&dropped), &["ca.crt", "ca.key"].map(String::from).to_vec(), "after dropping")
     })
     .await;
 }
