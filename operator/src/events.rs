@@ -3,6 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{
     Client,
+    core::response::StatusDetails,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use tracing::warn;
@@ -89,16 +90,26 @@ impl Events {
                 action: "Reconcile".to_owned(),
                 secondary: None,
             };
-            if let Err(error) = self.0.publish(&event, about).await {
+            if let Err(error) = self.0.publish(&event, about).await
+                && !is_about_the_gone(&error)
+            {
                 warn!(object = about.name, event = event.reason, %error, "an Event cannot be published");
             }
         }
     }
 }
 
+/// A namespace that ends, or has ended, takes no Events.
+fn is_about_the_gone(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let ends = |details: &StatusDetails| details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating");
+    status.code == 404 || status.details.as_ref().is_some_and(ends)
+}
+
 #[cfg(test)]
 mod tests {
     use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+    use serde_json::json;
 
     use super::*;
 
@@ -131,6 +142,23 @@ mod tests {
         check(Some(missing), missing, None);
         check(Some(missing), ("Degraded", "True", "SecretMissing", "other keys"), Some(true));
         check(Some(missing), fine, Some(false));
+    }
+
+    #[test]
+    fn events_of_what_is_gone_are_not_missed() {
+        let answer = |code: u16, causes: &[&str]| {
+            let cause = |reason: &&str| json!({"reason": reason, "message": "", "field": ""});
+            let causes: Vec<_> = causes.iter().map(cause).collect();
+            let status = json!({"code": code, "details": {"name": "default", "causes": causes}});
+            kube::Error::Api(serde_json::from_value(status).expect("it is a Status"))
+        };
+        let check = |code, causes: &[&str], expected| {
+            assert_eq!(is_about_the_gone(&answer(code, causes)), expected, "{code} {causes:?}");
+        };
+        check(403, &["NamespaceTerminating"], true);
+        check(404, &[], true);
+        check(403, &[], false);
+        check(500, &["Other"], false);
     }
 
     #[test]
