@@ -8,7 +8,7 @@ use crate::{cluster::CONFIGURED_MAX, gateway::LetGo, world::TICK};
 
 /// How long after a budget was lowered pods may still follow the old one: they may not answer until their lease is over.
 const HEARS_OF_IT: Millis = 26_000;
-/// The same of pods that go alone: their files are written anew later.
+/// The same of pods that go alone: their files say it so much later than somebody who led had written it.
 const READS_OF_IT: Millis = CONFIGURED_MAX + ALONE_AFTER;
 /// Pods that let less than one device go per second keep to the budget together over so long.
 const MEAN_OVER: Millis = 60_000;
@@ -91,7 +91,9 @@ impl Tally {
 pub(crate) struct Judge {
     pub(crate) tally: Tally,
     /// What was allowed, since when.
-    budgets: VecDeque<(Millis, u32)>,
+    budgets: Vec<(Millis, u32)>,
+    /// What somebody who led had written for pods that go alone, since when.
+    written: Vec<(Millis, u32)>,
     last_tick: [u32; 3],
     /// Of the last [`MEAN_OVER`]: when how many went in all, and how many pods went in parts.
     lately: VecDeque<(Millis, u32)>,
@@ -101,19 +103,25 @@ pub(crate) struct Judge {
 
 impl Judge {
     pub(crate) fn new(budget: u32) -> Self {
-        let budgets = VecDeque::from([(0, budget)]);
-        Self { tally: Tally::default(), budgets, last_tick: [0; 3], lately: VecDeque::new(), let_go_at_rest: 0 }
+        let (budgets, written) = (vec![(0, budget)], vec![(0, budget)]);
+        Self {
+            tally: Tally::default(),
+            budgets,
+            written,
+            last_tick: [0; 3],
+            lately: VecDeque::new(),
+            let_go_at_rest: 0,
+        }
     }
 
     pub(crate) fn budget_changed(&mut self, now: Millis, budget: u32) {
-        self.budgets.push_back((now, budget));
+        self.budgets.push((now, budget));
     }
 
-    /// The highest budget that may still be followed: of those in force at some time since `ago`.
-    fn highest(&self, now: Millis, ago: Millis) -> u32 {
-        let ended = |index: usize| self.budgets.get(index + 1).is_some_and(|(next, _)| *next < now - ago);
-        let kept = self.budgets.iter().enumerate().filter(|(index, _)| !ended(*index));
-        kept.map(|(_, (_, budget))| *budget).max().unwrap_or(0)
+    pub(crate) fn budget_written(&mut self, now: Millis, budget: u32) {
+        if self.written.last().is_none_or(|(_, before)| *before != budget) {
+            self.written.push((now, budget));
+        }
     }
 
     /// Not for little, not soon after the last, and not while new pods fill by themselves.
@@ -135,9 +143,10 @@ impl Judge {
         const { assert!(2 * TICK == 1000, "two ticks are a second") };
         let counts = [&let_go.ordered, &let_go.by_itself, &let_go.in_parts].map(|devices| devices.len() as u32);
         let [ordered, by_itself, in_parts] = std::array::from_fn(|kind| self.last_tick[kind] + counts[kind]);
-        let budget = self.highest(now, HEARS_OF_IT);
+        let budget = highest(&self.budgets, now - HEARS_OF_IT);
         assert!(ordered <= budget, "{ordered} were let go by order in the second before {now}, the budget is {budget}");
-        let alone = self.highest(now, if by_itself + in_parts > 0 { READS_OF_IT } else { HEARS_OF_IT });
+        let alone =
+            if by_itself + in_parts > 0 { budget.max(highest(&self.written, now - READS_OF_IT)) } else { budget };
         let second = ordered + by_itself;
         assert!(second <= alone, "{ordered} by order and {by_itself} alone in the second before {now}: above {alone}");
         self.tally.seconds_above_by_parts += u64::from(second + in_parts > alone);
@@ -162,7 +171,16 @@ impl Judge {
             self.lately.pop_front();
         }
         let all: u32 = self.lately.iter().map(|(_, count)| count).sum();
-        let most = self.highest(now, MEAN_OVER + READS_OF_IT) * (MEAN_OVER / 1000) as u32 + pods as u32;
+        let from = now - MEAN_OVER - READS_OF_IT;
+        let budget = highest(&self.budgets, from).max(highest(&self.written, from));
+        let most = budget * (MEAN_OVER / 1000) as u32 + pods as u32;
         assert!(all <= most, "{all} were let go in the minute before {now}: above {most}");
     }
+}
+
+/// The highest budget that may still be followed: of those that held at some time after `from`.
+fn highest(budgets: &[(Millis, u32)], from: Millis) -> u32 {
+    let ended = |index: usize| budgets.get(index + 1).is_some_and(|(next, _)| *next < from);
+    let kept = budgets.iter().enumerate().filter(|(index, _)| !ended(*index));
+    kept.map(|(_, (_, budget))| *budget).max().unwrap_or(0)
 }

@@ -258,6 +258,7 @@ impl World {
         let share = alone_share(self.spec.per_second, PODS_MAX as u32, around.cluster.pods.len() as u32);
         self.spec.self_per_second = share.ceil() as u32;
         around.cluster.configure(share, now, around.random);
+        around.judge.budget_written(now, self.spec.per_second);
         let dead = (0..STEPS_PER_TICK).any(|_| leader.step(now, self.spec, &mut around).is_err());
         if dead {
             log(self.script.loud, now, || format!("leader {} dies", self.epoch));
