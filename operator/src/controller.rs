@@ -404,6 +404,7 @@ impl World {
         let persisted = gateway.status.as_ref().map_or(&[][..], |status| &status.drains);
         book.see(&observed.pods, Timestamp::now());
         let plan = scaling::plan(gateway, observed, epoch, book.ledger(epoch, persisted, observed.now));
+        book.looked(&plan, Timestamp::now());
         let decided = desired::desired(gateway, observed, &plan, &self.installation);
         (plan, decided)
     }

@@ -51,6 +51,13 @@ impl Book {
             ledger.see(pods.iter().map(|pod| (pod.name.as_str(), pod.deletion_cost)), scaling::millis(now));
         }
     }
+
+    /// To be called after each plan; `now` is not rounded.
+    pub fn looked(&mut self, plan: &Plan, now: Timestamp) {
+        if let Some((_, ledger)) = &mut self.of {
+            ledger.looked(&plan.alone, scaling::millis(now));
+        }
+    }
 }
 
 /// How carrying out went.

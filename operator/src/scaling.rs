@@ -4,7 +4,7 @@
 mod facts;
 mod said;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use crds::{
     ProtocolGateway,
@@ -30,6 +30,8 @@ pub struct Plan {
     pub replicas: Option<i32>,
     /// What pods are to be told, by name.
     pub orders: Vec<(String, Order)>,
+    /// Devices per second that pods let go without having been told, by name.
+    pub alone: BTreeMap<String, u32>,
     /// `controller.kubernetes.io/pod-deletion-cost` of pods; `None`: to be taken away.
     pub deletion_costs: Vec<(String, Option<i32>)>,
     /// What is to be said.
@@ -61,6 +63,7 @@ pub fn plan(gateway: &ProtocolGateway, observed: &Observed, epoch: i64, ledger: 
         last_rebalance: said::rebalanced(decision.rebalanced),
         replicas: decision.replicas.map(|replicas| i32::try_from(replicas).unwrap_or(i32::MAX)),
         orders: decision.orders,
+        alone: decision.alone,
         deletion_costs: decision.deletion_costs,
         notes,
         again_in: decision.again_in.map(duration),

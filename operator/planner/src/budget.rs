@@ -3,7 +3,7 @@
 //! What was handed out is counted until the pod is known not to have it any more: it confirmed an order for less and the
 //! second after that has passed, or the order's lease ran out. Whoever takes over counts what the plan says was handed out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     model::{Cause, Drain, Millis, Order, Pod, State},
@@ -19,8 +19,8 @@ pub const ORDER_TIMEOUT: Millis = 5_000;
 /// How long a pod that was told to stop, or whose devices are not trusted any more, waits for an order before it lets devices
 /// go by itself, at [`alone_share`]: until no other pod can still follow an order that was given without counting on it. A
 /// leader that lives counts on it, or tells it something, within [`RENEWAL`] and a [`STEP`]; one that sees nothing of the
-/// cluster any more leads no longer than 10 s; and it counts on a pod of which it heard nothing for 10 s. What was sent then arrives within [`ORDER_TIMEOUT`], holds for [`LEASE`], and
-/// lets somebody go at its end: 10 + 5 + 15 + 1 s.
+/// cluster any more leads no longer than 10 s; and it counts on a pod of which it heard nothing for 10 s. What was sent then
+/// arrives within [`ORDER_TIMEOUT`], holds for [`LEASE`], and lets somebody go at its end: 10 + 5 + 15 + 1 s.
 pub const ALONE_AFTER: Millis = BLIND_MAX + TAKEN_FOR;
 /// See [`ALONE_AFTER`]: two thirds of the operator's Lease of 15 s.
 const BLIND_MAX: Millis = 10_000;
@@ -58,6 +58,8 @@ pub fn alone_share(per_second: u32, pods_max: u32, pods: u32) -> f64 {
 pub struct Ledger {
     since: Millis,
     grants: BTreeMap<String, Grant>,
+    /// Devices per second that pods were counted with beside what they were told; and, where that is over, until when it counts.
+    alone: BTreeMap<String, (u32, Option<Millis>)>,
     /// Since when pods are seen to have a deletion cost.
     marked: BTreeMap<String, Millis>,
     /// When one of them was last seen to have none any more.
@@ -106,7 +108,7 @@ impl Ledger {
             (drain.pod.clone(), grant)
         };
         let grants = plan.iter().filter(|drain| drain.per_second > 0).map(inherited).collect();
-        Self { since, grants, marked: BTreeMap::new(), unmarked_at: since - MARK_SETTLE }
+        Self { since, grants, alone: BTreeMap::new(), marked: BTreeMap::new(), unmarked_at: since - MARK_SETTLE }
     }
 
     /// When this leader took over.
@@ -177,10 +179,35 @@ impl Ledger {
         settled(self.unmarked_at) && self.marked.get(pod).is_some_and(|since| settled(*since))
     }
 
+    /// To be called after each step with what it says pods let go by themselves: what one let go until this look is counted for
+    /// the second after it.
+    pub fn looked(&mut self, alone: &BTreeMap<String, u32>, now: Millis) {
+        for (pod, (_, until)) in &mut self.alone {
+            if !alone.contains_key(pod) {
+                until.get_or_insert(now + WINDOW);
+            }
+        }
+        self.alone.retain(|_, (_, until)| until.is_none_or(|until| now < until));
+        self.alone.extend(alone.iter().map(|(pod, rate)| (pod.clone(), (*rate, None))));
+    }
+
+    /// Devices per second that a pod let go by itself a moment ago.
+    fn went_alone(&self, pod: &str, now: Millis) -> u32 {
+        let counts = |until: &Option<Millis>| until.is_none_or(|until| now < until);
+        self.alone.get(pod).filter(|(_, until)| counts(until)).map_or(0, |(rate, _)| *rate)
+    }
+
+    /// Whether this leader cannot know yet what pods let go by themselves before it came.
+    fn is_new(&self, now: Millis) -> bool {
+        now - self.since < WINDOW
+    }
+
     /// Devices per second that pods which are gone may have let go a moment ago.
     fn of_gone(&self, view: &View<'_>) -> u32 {
-        let gone = self.grants.iter().filter(|(pod, _)| view.pod(pod).is_none());
-        gone.map(|(_, grant)| grant.at(view.now())).fold(0, u32::saturating_add)
+        let known: BTreeSet<&str> = self.grants.keys().chain(self.alone.keys()).map(String::as_str).collect();
+        let gone = known.into_iter().filter(|pod| view.pod(pod).is_none());
+        let rate = |pod: &str| self.outstanding(pod, view.now()).max(self.went_alone(pod, view.now()));
+        gone.map(rate).fold(0, u32::saturating_add)
     }
 
     /// Devices per second that a pod may be letting go by what it was told.
@@ -221,7 +248,8 @@ pub(crate) fn allot(view: &View<'_>, drains: &mut [Drain]) -> BTreeMap<String, u
     let held: BTreeMap<&str, Held> =
         view.input.pods.iter().map(|pod| (pod.name.as_str(), Held::of(view, pod))).collect();
     let taken = held.values().fold(view.input.ledger.of_gone(view), |sum, held| sum.saturating_add(held.all()));
-    let (mut free, over) = (budget.saturating_sub(taken), taken.saturating_sub(budget));
+    let mut free = if view.input.ledger.is_new(view.now()) { 0 } else { budget.saturating_sub(taken) };
+    let over = taken.saturating_sub(budget);
     let queue = queue(view, drains);
     let share = shares(budget, queue.len());
     let mut rates = BTreeMap::new();
@@ -252,12 +280,20 @@ struct Held {
 
 impl Held {
     fn of(view: &View<'_>, pod: &Pod) -> Self {
-        Self { told: view.input.ledger.outstanding(&pod.name, view.now()), by_itself: by_itself(view, pod) }
+        let (ledger, now) = (view.input.ledger, view.now());
+        let before = if ledger.follows(&pod.name, now) { 0 } else { ledger.went_alone(&pod.name, now) };
+        Self { told: ledger.outstanding(&pod.name, now), by_itself: by_itself(view, pod).max(before) }
     }
 
     fn all(self) -> u32 {
         self.told.max(self.by_itself)
     }
+}
+
+/// By pod, what [`Ledger::looked`] is to be told.
+pub(crate) fn alone(view: &View<'_>) -> BTreeMap<String, u32> {
+    let rates = view.input.pods.iter().map(|pod| (pod.name.clone(), by_itself(view, pod)));
+    rates.filter(|(_, rate)| *rate > 0).collect()
 }
 
 /// What a pod may let go without having been told: it was told to stop, or does not trust its devices any more, or may by now

@@ -40,6 +40,7 @@ pub fn plan(input: &Input<'_>) -> Decision {
     drains.sort_by(|a, b| a.pod.cmp(&b.pod));
     Decision {
         orders: orders::orders(&view, &drains, &rates),
+        alone: budget::alone(&view),
         replicas: orders::replicas(&view),
         deletion_costs: orders::deletion_costs(&view),
         notes: notes::notes(&view, &drains),

@@ -1,5 +1,7 @@
 //! What goes into a step and what comes out.
 
+use std::collections::BTreeMap;
+
 use crate::{budget::Ledger, notes::Note, upstream::Upstream};
 
 /// Milliseconds: a time since the Unix epoch, or a length of time.
@@ -173,6 +175,8 @@ pub struct Decision {
     pub rebalanced: Rebalanced,
     /// What pods are to be told.
     pub orders: Vec<(String, Order)>,
+    /// Devices per second that pods let go without having been told, for [`crate::budget::Ledger::looked`].
+    pub alone: BTreeMap<String, u32>,
     /// What the Deployment is to be told, if there is one.
     pub replicas: Option<u32>,
     /// Annotations to write: `None` takes ours away.

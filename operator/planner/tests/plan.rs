@@ -1,5 +1,7 @@
 //! Single decisions of the planner: what was seen → the plan, and what is done.
 
+use std::collections::BTreeMap;
+
 use planner::{
     Cause, Decision, Deployment, Drain, DrainOrder, Input, Ledger, Load, Note, Order, Ordered, Pod, Rebalanced, Spec,
     State, plan, upstream::Upstream,
@@ -118,6 +120,7 @@ fn at_rest_nothing_is_planned_ordered_or_written() {
         drains: vec![],
         rebalanced: Rebalanced::default(),
         orders: vec![],
+        alone: BTreeMap::new(),
         replicas: Some(3),
         deletion_costs: vec![],
         notes: vec![],

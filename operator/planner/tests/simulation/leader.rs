@@ -117,6 +117,7 @@ impl Leader {
             rebalanced: store.rebalanced,
             ledger: &self.ledger,
         });
+        self.ledger.looked(&decision.alone, now);
         if moving(&decision.drains) && !moving(&store.drains) {
             Judge::rebalance_begins(now, spec.skew_max, &pods, store.rebalanced);
         }
