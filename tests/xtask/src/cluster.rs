@@ -6,7 +6,7 @@ use crate::{local, process};
 
 /// Runs the ignored tests of the files that match `pattern`, in all packages, beside one instance that they share.
 pub(crate) fn test(instance: &str, pattern: &str) -> anyhow::Result<()> {
-    let tests = ["test", "--workspace", "--locked", "--test", pattern];
+    let tests = ["test", "--workspace", "--locked", "--no-fail-fast", "--test", pattern];
     // the cluster need not wait for the compiler; and this builds the program itself, for the tests of its package
     process::run(Command::new(env!("CARGO")).args(tests).arg("--no-run"))?;
     let program = local::target().join("debug/cluster");

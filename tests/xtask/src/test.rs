@@ -50,7 +50,7 @@ impl Level {
         match self {
             Self::Code => {
                 let mut command = Command::new(env!("CARGO"));
-                command.args(["test", "--workspace", "--locked"]);
+                command.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
                 if let Some(seeds) = seeds {
                     command.env("SEEDS", seeds.to_string());
                 }
