@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal as _;
 
+use gateway_core::log_filter;
 use tracing_subscriber::{EnvFilter, fmt};
 
 /// Shape of a log line.
@@ -18,51 +19,13 @@ pub enum Format {
 /// # Errors
 /// The filter that is wrong, in words.
 pub fn init(format: Format, level: &str) -> Result<(), String> {
-    // an empty variable is one that somebody did not fill in, and not the wish to hear nothing
-    let from_environment = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|text| !text.trim().is_empty());
-    let directives = from_environment.unwrap_or_else(|| level.to_owned());
-    check(&directives)?;
-    let filter = EnvFilter::try_new(&directives)
-        .map_err(|error| format!("log level `{directives}`: {error}; expected e.g. `info` or `operator=debug`"))?;
+    let filter = log_filter::chosen(std::env::var(EnvFilter::DEFAULT_ENV).ok(), level, "operator")?;
+    let filter = EnvFilter::try_new(&filter)
+        .map_err(|error| format!("log level `{filter}`: {error}; expected e.g. `info` or `operator=debug`"))?;
     let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {
         Format::Text => lines.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
         Format::Json => lines.json().flatten_event(true).try_init(),
     };
     started.map_err(|error| error.to_string())
-}
-
-/// A word that is no level would be taken for a target, and silence all others.
-fn check(directives: &str) -> Result<(), String> {
-    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let is_level = |text: &str| LEVELS.iter().any(|level| text.trim().eq_ignore_ascii_case(level));
-    // `[span]` is another grammar: the filter itself judges it
-    let wrong =
-        directives.split(',').find(|each| !each.contains('[') && !is_level(each.rsplit('=').next().unwrap_or("")));
-    wrong.map_or(Ok(()), |wrong| {
-        Err(format!(
-            "log level `{directives}`: `{wrong}` names none of {}; expected e.g. `info` or `operator=debug`",
-            LEVELS.join(", ")
-        ))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::check;
-
-    #[test]
-    fn what_names_no_level_is_refused() {
-        for (directives, taken) in [
-            ("info", true),
-            ("warn,operator=debug", true),
-            ("OFF", true),
-            ("inof", false),
-            ("a b", false),
-            ("warn,x=inof", false),
-            ("", false),
-        ] {
-            assert_eq!(check(directives).is_ok(), taken, "{directives}");
-        }
-    }
 }

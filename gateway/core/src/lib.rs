@@ -7,6 +7,7 @@ pub mod codec;
 pub mod config;
 pub mod delivery;
 pub mod drain;
+pub mod log_filter;
 pub mod message;
 pub mod pipeline;
 pub mod session;
