@@ -2,7 +2,7 @@
 
 mod watch;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
 use cluster::{
@@ -129,7 +129,9 @@ async fn the_pod_for_the_51st_connection_is_ready_within_the_periods_of_the_auto
         fleet.ready().await?;
         let first = fleet.devices(50, &Group::default()).await?;
         first.all_connected(CONNECTED_TIMEOUT).await?;
-        tokio::time::sleep(Duration::from_secs(6)).await;
+        // at no fixed moment of the autoscaler's period, which began with the fleet
+        let moment = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() % 15_000;
+        tokio::time::sleep(Duration::from_secs(6) + Duration::from_millis(u64::try_from(moment)?)).await;
         ensure!(spec_replicas(&fleet.object().await?) == 1, "50 connections need no second pod");
         // over the autoscaler's tolerance of a tenth
         let more = fleet.devices(6, &Group::default()).await?;
