@@ -103,12 +103,22 @@ fn pods_are_replaced_only_for_what_a_running_gateway_cannot_follow() {
         (of_kind("ConfigMap", "/data").expect("there is one"), of_kind("Deployment", "/spec/template"))
     };
     let before = templates(|_| {});
-    let followed = templates(|gateway| gateway.spec.limits.connects_per_second = Some(77));
-    assert!(before.0 != followed.0 && before.1 == followed.1);
-    let restarted = templates(|gateway| {
+    // whether pods are replaced; the configuration changes or not
+    let check = |what: &str, replaced: bool, change: fn(&mut ProtocolGateway)| {
+        let after = templates(change);
+        assert_eq!(after.1 != before.1, replaced, "{what}");
+        assert!(after != before, "{what} changes nothing");
+    };
+    check("a limit", false, |gateway| gateway.spec.limits.connects_per_second = Some(77));
+    check("the budget", false, |gateway| gateway.spec.reconnects.per_second = 7);
+    check("the hub", true, |gateway| {
         gateway.spec.upstream.iot_hub.as_mut().expect("it has a hub").host_name = "other.example".to_owned();
     });
-    assert!(before.0 != restarted.0 && before.1 != restarted.1);
+    // what the pod itself is made of
+    check("the drain timeout", true, |gateway| {
+        gateway.spec.reconnects.drain_timeout = serde_json::from_value(json!("17m")).expect("it is a time");
+    });
+    check("the image", true, |gateway| gateway.spec.pod.image = Some("registry.example/gateway:2.0.0".to_owned()));
 }
 
 /// What every pod of every case must be, whatever the spec says.
