@@ -8,6 +8,8 @@ use kube::ResourceExt as _;
 use serde_json::Value;
 
 const CONNECTED_TIMEOUT: Duration = Duration::from_mins(2);
+/// As the fleet is declared.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(90);
 
 #[tokio::test]
 #[ignore = "level cluster: cargo xtask test cluster"]
@@ -15,7 +17,7 @@ async fn kubectl_drain_empties_a_node_within_the_budget_and_the_timeout() {
     let cluster = Cluster::nodes().await.expect("a cluster");
     let test = async |story: &Story| {
         let world = World::begin(story).await?;
-        let fleet = world.gateway("gw", "{replicas: 2, reconnects: {perSecond: 10, drainTimeout: 90s}}").await?;
+        let fleet = world.gateway("gw", "{replicas: 4, reconnects: {perSecond: 10, drainTimeout: 90s}}").await?;
         fleet.ready().await?;
         let devices = fleet.devices(100, &Group { per_second: 50.0, ..Group::default() }).await?;
         devices.all_connected(CONNECTED_TIMEOUT).await?;
@@ -27,6 +29,9 @@ async fn kubectl_drain_empties_a_node_within_the_budget_and_the_timeout() {
         let pods = fleet.pods().await?;
         let pod = pods.iter().find(|pod| fullest == pod.name_any()).context("the fullest pod is there")?;
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).context("the pod is on a node")?;
+        let there = pods.iter().filter(|pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) == Some(&node));
+        let there = there.count();
+        ensure!(there >= 2, "of four pods there is only {there} on {node}");
         let begun = Instant::now();
         let drain = story
             .kubectl()?
@@ -37,14 +42,16 @@ async fn kubectl_drain_empties_a_node_within_the_budget_and_the_timeout() {
         let uncordoned = story.kubectl()?.args(["uncordon", &node]).output()?;
         ensure!(uncordoned.status.success(), "{}", String::from_utf8_lossy(&uncordoned.stderr));
         ensure!(drained.status.success(), "kubectl drain failed after {:.1} s", begun.elapsed().as_secs_f64());
+        let took = begun.elapsed();
         devices.all_connected(CONNECTED_TIMEOUT).await?;
         let rate = devices.highest_rate();
         let moved = devices.lost();
         xtask::step::say(&format!(
-            "{node} drained in {:.1} s; {moved} devices moved, at most {rate} in a second of 10 allowed",
-            begun.elapsed().as_secs_f64()
+            "{node} with {there} pods drained in {:.1} s; {moved} devices moved, at most {rate} in a second of 10 allowed",
+            took.as_secs_f64()
         ));
-        ensure!(moved >= 50, "only {moved} devices were on that node");
+        ensure!(took <= DRAIN_TIMEOUT, "{took:?} is more than the drain timeout");
+        ensure!(moved >= 40, "only {moved} devices were on that node");
         ensure!(rate <= 10, "{rate} devices were disconnected in a second");
         fleet.none_lost(devices).await?;
         Ok(())

@@ -167,12 +167,21 @@ async fn after_more_pods_were_made_devices_are_moved_until_the_fleet_is_even() {
         fleet.declare(&spec(4)).await?;
         let begun = Instant::now();
         fleet.until("four pods are ready", GROWN_TIMEOUT, |object| ready_replicas(object) == 4).await?;
+        let moving = fleet.until("devices are moved to them", GROWN_TIMEOUT, drains).await?;
+        let (planned, planned_at) = (time_to_be_even(&moving)?, Instant::now());
         fleet
             .until("the fleet is even", SHRUNK_TIMEOUT, |object| skew(object).is_some_and(|skew| skew <= 1.15))
             .await?;
+        let moved_for = planned_at.elapsed();
         devices.all_connected(CONNECTED_TIMEOUT).await?;
         let moved = devices.lost();
-        xtask::step::say(&format!("even after {:.1} s, {moved} moves", begun.elapsed().as_secs_f64()));
+        xtask::step::say(&format!(
+            "even after {:.1} s, {moved} moves in {:.1} s of {} s planned at most",
+            begun.elapsed().as_secs_f64(),
+            moved_for.as_secs_f64(),
+            planned.as_secs()
+        ));
+        ensure!(moved_for <= planned, "it took longer than the plan said");
         ensure!(moved > 0, "nobody was moved");
         let rate = devices.highest_rate();
         ensure!(rate <= BUDGET, "{rate} devices were disconnected in a second");
@@ -185,6 +194,14 @@ async fn after_more_pods_were_made_devices_are_moved_until_the_fleet_is_even() {
         Ok(())
     };
     cluster.story("rebalance", test).await;
+}
+
+/// How long the plan gives itself at most, as the condition says it.
+fn time_to_be_even(object: &Value) -> anyhow::Result<Duration> {
+    let condition = condition(object, "Rebalancing").context("it has the condition")?;
+    let message = condition["message"].as_str().context("it has a message")?;
+    let seconds = message.split("tried for ").nth(1).and_then(|rest| rest.split(' ').next());
+    Ok(Duration::from_secs(seconds.with_context(|| format!("no time in {message:?}"))?.parse()?))
 }
 
 /// The fullest pod's devices over the mean; absent while not every pod is counted.
