@@ -165,6 +165,11 @@ impl Passenger {
 }
 
 impl Message {
+    /// Nobody sends it again if it does not go from here: its device gave it away for good.
+    pub(super) fn is_only_here(&self) -> bool {
+        self.slot == Slot::WILL
+    }
+
     /// Tells its device what became of it, and gives its buffer back.
     pub(super) fn end(self, pool: &Pool, inbox: &Inbox, outcome: Outcome) {
         if self.slot != Slot::WILL {
