@@ -144,11 +144,13 @@ pub(crate) struct Passenger {
     /// Window of the command receiver that it wants, and whether it waits to hear of it.
     pub(super) commands: (u32, bool),
     pub(super) messages: Vec<Message>,
+    /// As in [`Device`].
+    pub(super) refused: bool,
 }
 
 impl Passenger {
     pub(crate) fn new(identity: DeviceId, inbox: Rc<Inbox>) -> Self {
-        Self { identity, inbox, proof: None, commands: (0, false), messages: Vec::new() }
+        Self { identity, inbox, proof: None, commands: (0, false), messages: Vec::new(), refused: false }
     }
 
     /// There is no place for it: answers everything that it waits for.

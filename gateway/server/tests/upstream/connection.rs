@@ -7,7 +7,7 @@ use gateway_core::{
     auth::{Refused, RefusedReason, Verdict},
     codec::packet::ConnectCode,
     message::Outcome,
-    session::effect::CloseCause,
+    session::effect::{CloseCause, Slot},
 };
 use hub::{
     HubConfig,
@@ -181,6 +181,35 @@ fn a_token_that_the_hub_refuses_after_a_reconnect_ends_its_device() {
         assert_eq!(device.lost().await, CloseCause::HubRefused);
         other.send(1, "m");
         assert_eq!(other.outcome().await, (1, Outcome::Accepted));
+    });
+}
+
+#[test]
+fn trap_24_a_device_that_is_gone_leaves_its_will_and_no_seat_at_the_other_connection() {
+    on_a_core(async {
+        let mut config = HubConfig::default();
+        config.amqp.cbs_tokens_max = 1;
+        let world = World::with(Verify::Hub, config, |limits| {
+            limits.idle_timeout = Duration::from_millis(300);
+            // the token is put again late enough for another device to take the only place
+            limits.backoff = (Duration::from_secs(1), Duration::from_secs(1));
+        });
+        for id in ["gone", "other"] {
+            world.hub().add_device(id).unwrap();
+        }
+        let upstream = world.upstream();
+        let gone = admit(&world, &upstream, "gone").await;
+        world.inject(Fault::new(Action::Cbs { status: 500, ms: 0 }).device("gone").count(1));
+        world.inject(Fault::new(Action::CloseConnection { condition: None }));
+        until("the connection is lost", || world.connections() == 0).await;
+        gone.send(Slot::WILL.0, "will");
+        drop(gone);
+        until("the hub is back", || Device::try_open(&upstream, "other").is_ok()).await;
+        let other = admit(&world, &upstream, "other").await;
+        until("the will is there", || world.accepted("gone") == ["will"]).await;
+        until("its link is gone", || world.metrics.upstream_links.get() == 0).await;
+        drop(other);
+        until("no connection is needed", || world.connections() == 0).await;
     });
 }
 
