@@ -68,8 +68,6 @@ pub(super) struct State {
     pub(super) tokens: Tokens,
     /// Put-token requests in flight and who asked.
     pub(super) requests: HashMap<u64, u32>,
-    /// Tokens to be tried again at the next tick.
-    pub(super) late_tokens: Vec<u32>,
     /// Devices to be placed on another connection.
     pub(super) moves: Vec<u32>,
     pub(super) outage: Outage,
@@ -108,7 +106,6 @@ impl State {
             held: 0,
             tokens,
             requests: HashMap::new(),
-            late_tokens: Vec::new(),
             moves: Vec::new(),
             outage,
             channel_max: 0,

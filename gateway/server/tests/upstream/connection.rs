@@ -184,6 +184,32 @@ fn a_token_that_the_hub_refuses_after_a_reconnect_ends_its_device() {
     });
 }
 
+/// A device without messages and links, whose token has to be put again.
+async fn is_let_go_although_idle(cbs: Action, change: impl FnOnce(&mut gateway_core::settings::UpstreamLimits)) {
+    let world = World::with(Verify::Hub, HubConfig::default(), |limits| {
+        limits.outage_max = Duration::from_millis(800);
+        change(limits);
+    });
+    world.hub().add_device("d1").unwrap();
+    let upstream = world.upstream();
+    let device = admit(&world, &upstream, "d1").await;
+    world.inject(Fault::new(cbs));
+    world.inject(Fault::new(Action::CloseConnection { condition: None }));
+    device.hears_nothing_for(Duration::from_millis(400)).await;
+    assert_eq!(device.lost().await, CloseCause::HubUnreachable);
+}
+
+#[test]
+fn a_device_whose_token_the_hub_is_too_busy_for_is_let_go_after_the_bound() {
+    on_a_core(is_let_go_although_idle(Action::Cbs { status: 503, ms: 0 }, |_| {}));
+}
+
+#[test]
+fn a_device_whose_token_has_no_answer_after_a_reconnect_is_let_go_after_the_bound() {
+    let late = Action::Cbs { status: 0, ms: 60_000 };
+    on_a_core(is_let_go_although_idle(late, |limits| limits.request_timeout = Duration::from_millis(150)));
+}
+
 #[test]
 fn trap_24_a_device_that_is_gone_leaves_its_will_and_no_seat_at_the_other_connection() {
     on_a_core(async {
