@@ -253,6 +253,15 @@ impl State {
         self.attach_wanted();
     }
 
+    /// Before a device asks for something between two turns: what is written then waits for its answer from now on, and not from
+    /// when the hub was last heard.
+    pub(super) fn see_time(&mut self) {
+        let now = self.pool.clock.monotonic();
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.set_now(now.0);
+        }
+    }
+
     /// Ends the AMQP connection in good order; `Closed` follows.
     pub(super) fn close_endpoint(&mut self) {
         if let Some(endpoint) = &mut self.endpoint {

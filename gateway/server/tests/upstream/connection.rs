@@ -240,6 +240,29 @@ fn trap_24_a_device_that_is_gone_leaves_its_will_and_no_seat_at_the_other_connec
 }
 
 #[test]
+fn after_a_silence_an_answer_is_waited_for_as_long_as_ever() {
+    on_a_core(async {
+        let world = World::with(Verify::Local, HubConfig::default(), |limits| {
+            limits.request_timeout = Duration::from_millis(500);
+        });
+        let upstream = world.upstream();
+        let mut devices = Vec::new();
+        for id in ["d1", "d2"] {
+            world.hub().add_device(id).unwrap();
+            let device = Device::open(&upstream, id);
+            device.send(1, "m");
+            assert_eq!(device.outcome().await, (1, Outcome::Accepted));
+            device.hears_nothing_for(Duration::from_millis(1300)).await;
+            devices.push(device);
+        }
+        drop(devices);
+        until("their links are gone", || world.metrics.upstream_links.get() == 0).await;
+        assert!(world.metrics.upstream_failures.iter().all(|(_, failures)| failures.get() == 0));
+        assert_eq!(world.metrics.limits.at(gateway::metrics::Limit::RequestTimeout).get(), 0);
+    });
+}
+
+#[test]
 fn amqp_over_websocket_carries_the_same() {
     on_a_core(async {
         let mut world = World::new(Verify::Local);
