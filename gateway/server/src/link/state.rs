@@ -61,6 +61,8 @@ pub(super) struct State {
     pub(super) wanted: VecDeque<(u32, Role)>,
     /// Attaches without an answer.
     pub(super) attaching: u32,
+    /// This connection's part of `gateway_upstream_links`, with links on their way out whose devices are forgotten.
+    links: i64,
     /// Attaches ever, for names.
     pub(super) attaches: u64,
     /// Links that wait to be attached again; a hint, never too low.
@@ -102,6 +104,7 @@ impl State {
             sessions: Vec::new(),
             wanted: VecDeque::new(),
             attaching: 0,
+            links: 0,
             attaches: 0,
             held: 0,
             tokens,
@@ -262,6 +265,12 @@ impl State {
         }
     }
 
+    /// So many links more.
+    pub(super) fn count_links(&mut self, more: i64) {
+        self.links += more;
+        self.pool.metrics.upstream_links.add(more);
+    }
+
     /// Ends the AMQP connection in good order; `Closed` follows.
     pub(super) fn close_endpoint(&mut self) {
         if let Some(endpoint) = &mut self.endpoint {
@@ -278,16 +287,11 @@ impl State {
         self.wanted.clear();
         self.attaching = 0;
         self.outage.handle_lost(self.pool.clock.monotonic());
-        let mut links = 0;
+        self.count_links(-self.links);
         for (_, owner) in &mut self.devices {
-            for role in [Role::Telemetry, Role::Commands] {
-                let tie = owner.tie(role);
-                links += i64::from(tie.link().is_some());
-                *tie = Tie::None;
-            }
+            (owner.sender, owner.commands.tie) = (Tie::None, Tie::None);
             owner.commands.unsettled = 0;
         }
-        self.pool.metrics.upstream_links.add(-links);
         let devices: Vec<u32> = self.devices.iter().map(|(device, _)| device as u32).collect();
         for device in devices {
             self.rewind(device);

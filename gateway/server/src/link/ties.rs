@@ -142,7 +142,7 @@ impl State {
         self.attaches += 1;
         self.attaching += 1;
         self.sessions[session].links += 1;
-        self.pool.metrics.upstream_links.add(1);
+        self.count_links(1);
         Ok(())
     }
 
@@ -215,7 +215,7 @@ impl State {
         if !attached {
             self.attaching = self.attaching.saturating_sub(1);
         }
-        self.pool.metrics.upstream_links.add(-1);
+        self.count_links(-1);
         if let Some(session) = self.sessions.get_mut(session as usize) {
             session.links = session.links.saturating_sub(1);
         }

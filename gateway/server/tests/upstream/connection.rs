@@ -263,6 +263,34 @@ fn after_a_silence_an_answer_is_waited_for_as_long_as_ever() {
 }
 
 #[test]
+fn no_link_is_counted_beyond_the_loss_of_its_connection() {
+    on_a_core(async {
+        let world = World::with(Verify::Local, HubConfig::default(), |limits| {
+            limits.request_timeout = Duration::from_millis(500);
+        });
+        let upstream = world.upstream();
+        let mut devices = Vec::new();
+        for n in 0..3 {
+            world.hub().add_device(&format!("d{n}")).unwrap();
+            let device = Device::open(&upstream, &format!("d{n}"));
+            device.send(1, "m");
+            assert_eq!(device.outcome().await, (1, Outcome::Accepted));
+            devices.push(device);
+        }
+        assert_eq!(world.metrics.upstream_links.get(), 3);
+        world.inject(Fault::new(Action::HalfOpen));
+        // more than a tick apart: the first DETACH without an answer gives the connection up, before the others run out
+        for device in devices {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            drop(device);
+        }
+        let failures = || world.metrics.upstream_failures.iter().map(|(_, failures)| failures.get()).sum::<u64>();
+        until("the connection is given up", || failures() > 0).await;
+        assert_eq!(world.metrics.upstream_links.get(), 0);
+    });
+}
+
+#[test]
 fn amqp_over_websocket_carries_the_same() {
     on_a_core(async {
         let mut world = World::new(Verify::Local);
