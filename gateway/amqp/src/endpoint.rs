@@ -151,6 +151,11 @@ impl Endpoint {
         self.run_timers();
     }
 
+    /// The time of what is asked next: its answer is waited for from then on. For calls that follow none of `handle_*`.
+    pub fn set_now(&mut self, now_ms: u64) {
+        self.now_ms = now_ms.max(self.now_ms);
+    }
+
     /// When to call [`Endpoint::handle_timeout`], ms. May be early: then nothing happens and a later moment is told.
     pub fn poll_timeout(&self) -> Option<u64> {
         self.next_deadline()

@@ -89,7 +89,10 @@ impl Link {
     }
 
     pub(crate) fn close_commands(&self, device: u32) {
-        self.state.borrow_mut().close_commands(device);
+        let mut state = self.state.borrow_mut();
+        state.see_time();
+        state.close_commands(device);
+        drop(state);
         self.wake();
     }
 
@@ -100,7 +103,10 @@ impl Link {
 
     /// The device's connection is gone.
     pub(crate) fn leave(&self, device: u32) {
-        self.state.borrow_mut().leave(device);
+        let mut state = self.state.borrow_mut();
+        state.see_time();
+        state.leave(device);
+        drop(state);
         self.wake();
     }
 

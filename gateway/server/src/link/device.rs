@@ -1,6 +1,6 @@
 //! What an AMQP connection knows of one device, and the names of what it holds for it.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 
 use amqp_endpoint::LinkId;
 use gateway_core::{
@@ -46,6 +46,8 @@ pub(super) struct Proof {
     /// The device waits for the verdict (and not only for its links after a reconnect).
     pub(super) asked: bool,
     pub(super) since: Millis,
+    /// Since when the hub has not taken a token that it had taken before.
+    pub(super) trouble: Option<Trouble>,
 }
 
 /// How far a token is.
@@ -55,9 +57,11 @@ pub(super) enum Stage {
     Waiting,
     /// Sent under this request number.
     InFlight(u64),
+    /// The hub is too busy for it, or did not answer: to be sent again then.
+    Held(Millis),
     /// The hub took it on this AMQP connection.
     Proven,
-    /// The hub did not take it, or did not answer.
+    /// The hub did not take it, or did not answer the device's first question.
     Failed,
 }
 
@@ -144,11 +148,34 @@ pub(crate) struct Passenger {
     /// Window of the command receiver that it wants, and whether it waits to hear of it.
     pub(super) commands: (u32, bool),
     pub(super) messages: Vec<Message>,
+    /// As in [`Device`].
+    pub(super) refused: bool,
+}
+
+impl Trouble {
+    /// Refused once more at `now`: when to try again, after a wait that grows from the first to the second of `backoff` and that
+    /// `chance`, from 0 to 1, shortens by up to a half. `None`: it has gone on for `bound`.
+    pub(super) fn again(
+        trouble: &mut Option<Self>,
+        now: Millis,
+        (backoff, bound): ((Duration, Duration), Duration),
+        chance: f64,
+    ) -> Option<Millis> {
+        let trouble = trouble.get_or_insert(Self { since: now, last: now, times: 0 });
+        if now.since(trouble.since) >= bound {
+            return None;
+        }
+        let (first, longest) = backoff;
+        let ceiling = first.saturating_mul(1 << trouble.times.min(16)).min(longest);
+        trouble.times += 1;
+        trouble.last = now;
+        Some(now.after(ceiling / 2 + (ceiling / 2).mul_f64(chance)))
+    }
 }
 
 impl Passenger {
     pub(crate) fn new(identity: DeviceId, inbox: Rc<Inbox>) -> Self {
-        Self { identity, inbox, proof: None, commands: (0, false), messages: Vec::new() }
+        Self { identity, inbox, proof: None, commands: (0, false), messages: Vec::new(), refused: false }
     }
 
     /// There is no place for it: answers everything that it waits for.
@@ -165,6 +192,11 @@ impl Passenger {
 }
 
 impl Message {
+    /// Nobody sends it again if it does not go from here: its device gave it away for good.
+    pub(super) fn is_only_here(&self) -> bool {
+        self.slot == Slot::WILL
+    }
+
     /// Tells its device what became of it, and gives its buffer back.
     pub(super) fn end(self, pool: &Pool, inbox: &Inbox, outcome: Outcome) {
         if self.slot != Slot::WILL {
@@ -216,5 +248,29 @@ impl Device {
             Role::Telemetry => !self.queue.is_empty(),
             Role::Commands => self.commands.window > 0 && !self.leaving,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use gateway_core::time::Millis;
+
+    use super::Trouble;
+
+    #[test]
+    fn a_wait_grows_from_refusal_to_refusal_until_the_bound() {
+        let limits = ((Duration::from_secs(1), Duration::from_secs(5)), Duration::from_secs(60));
+        let mut trouble = None;
+        let mut check = |now: u64, chance: f64, expected: Option<u64>| {
+            assert_eq!(Trouble::again(&mut trouble, Millis(now), limits, chance), expected.map(Millis), "at {now}");
+        };
+        check(1_000, 1.0, Some(2_000));
+        check(2_000, 0.0, Some(3_000));
+        check(3_000, 1.0, Some(7_000));
+        check(7_000, 1.0, Some(12_000));
+        check(60_999, 0.5, Some(64_749));
+        check(61_000, 1.0, None);
     }
 }

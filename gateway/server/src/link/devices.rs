@@ -13,9 +13,9 @@ use crate::upstream::UpstreamEvent;
 impl State {
     /// Takes a device on, with what it brings along.
     pub(super) fn take_on(&mut self, passenger: Passenger) -> u32 {
-        let Passenger { identity, inbox, proof, commands, messages } = passenger;
+        let Passenger { identity, inbox, proof, commands, messages, refused } = passenger;
         let mut owner = Device::new(identity, inbox);
-        owner.proof = proof;
+        (owner.proof, owner.refused) = (proof, refused);
         (owner.commands.window, owner.commands.asked) = commands;
         let waits = owner.proof.is_some();
         let device = self.devices.insert(owner) as u32;
@@ -115,6 +115,7 @@ impl State {
             proof: owner.proof,
             commands: (owner.commands.window, owner.commands.asked),
             messages,
+            refused: owner.refused,
         })
     }
 }

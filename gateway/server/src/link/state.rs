@@ -61,6 +61,8 @@ pub(super) struct State {
     pub(super) wanted: VecDeque<(u32, Role)>,
     /// Attaches without an answer.
     pub(super) attaching: u32,
+    /// This connection's part of `gateway_upstream_links`, with links on their way out whose devices are forgotten.
+    links: i64,
     /// Attaches ever, for names.
     pub(super) attaches: u64,
     /// Links that wait to be attached again; a hint, never too low.
@@ -68,8 +70,6 @@ pub(super) struct State {
     pub(super) tokens: Tokens,
     /// Put-token requests in flight and who asked.
     pub(super) requests: HashMap<u64, u32>,
-    /// Tokens to be tried again at the next tick.
-    pub(super) late_tokens: Vec<u32>,
     /// Devices to be placed on another connection.
     pub(super) moves: Vec<u32>,
     pub(super) outage: Outage,
@@ -104,11 +104,11 @@ impl State {
             sessions: Vec::new(),
             wanted: VecDeque::new(),
             attaching: 0,
+            links: 0,
             attaches: 0,
             held: 0,
             tokens,
             requests: HashMap::new(),
-            late_tokens: Vec::new(),
             moves: Vec::new(),
             outage,
             channel_max: 0,
@@ -256,6 +256,21 @@ impl State {
         self.attach_wanted();
     }
 
+    /// Before a device asks for something between two turns: what is written then waits for its answer from now on, and not from
+    /// when the hub was last heard.
+    pub(super) fn see_time(&mut self) {
+        let now = self.pool.clock.monotonic();
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.set_now(now.0);
+        }
+    }
+
+    /// So many links more.
+    pub(super) fn count_links(&mut self, more: i64) {
+        self.links += more;
+        self.pool.metrics.upstream_links.add(more);
+    }
+
     /// Ends the AMQP connection in good order; `Closed` follows.
     pub(super) fn close_endpoint(&mut self) {
         if let Some(endpoint) = &mut self.endpoint {
@@ -272,16 +287,11 @@ impl State {
         self.wanted.clear();
         self.attaching = 0;
         self.outage.handle_lost(self.pool.clock.monotonic());
-        let mut links = 0;
+        self.count_links(-self.links);
         for (_, owner) in &mut self.devices {
-            for role in [Role::Telemetry, Role::Commands] {
-                let tie = owner.tie(role);
-                links += i64::from(tie.link().is_some());
-                *tie = Tie::None;
-            }
+            (owner.sender, owner.commands.tie) = (Tie::None, Tie::None);
             owner.commands.unsettled = 0;
         }
-        self.pool.metrics.upstream_links.add(-links);
         let devices: Vec<u32> = self.devices.iter().map(|(device, _)| device as u32).collect();
         for device in devices {
             self.rewind(device);

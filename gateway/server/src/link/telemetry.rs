@@ -31,7 +31,8 @@ impl State {
         self.pump(device);
     }
 
-    /// Transfers what waits, as far as link and connection let it.
+    /// Transfers what waits, as far as link and connection let it. Nothing overtakes a message that the hub did not take: its
+    /// device is about to go, and sends it again.
     pub(super) fn pump(&mut self, device: u32) {
         let Some(owner) = self.devices.get_mut(device as usize) else { return };
         let link = match owner.sender {
@@ -42,6 +43,10 @@ impl State {
         let Some(endpoint) = &mut self.endpoint else { return };
         while let Some(key) = owner.next {
             let message = self.messages.get_mut(key).expect("a device's queue is in the arena");
+            if owner.refused && !message.is_only_here() {
+                owner.next = self.messages.after(key);
+                continue;
+            }
             match endpoint.send(link, u64::from(key.0), false, 0, &[&message.bytes]) {
                 Ok(()) => {
                     message.sent = Some((link, self.pool.clock.turn_us()));
@@ -50,9 +55,11 @@ impl State {
                 }
                 Err(NotSent::TooLarge) => {
                     owner.next = self.messages.after(key);
-                    owner.refused = true;
                     let message = self.messages.remove(&mut owner.queue, key).expect("it was there just now");
                     message.end(&self.pool, &owner.inbox, Outcome::Refused(Refusal::TooLarge));
+                    self.handle_refused(device);
+                    self.remove_settled(device);
+                    return self.pump(device);
                 }
                 Err(not_sent) => {
                     if not_sent == NotSent::OutputFull {
@@ -78,13 +85,23 @@ impl State {
         let took_us = self.pool.clock.turn_us().saturating_sub(message.given_us);
         self.pool.metrics.up.settle.observe_us(took_us);
         let outcome = upstream::outcome(disposition);
-        if outcome == Outcome::Accepted {
+        let accepted = outcome == Outcome::Accepted;
+        message.end(&self.pool, &owner.inbox, outcome);
+        if accepted {
             owner.trouble = None;
         } else {
-            owner.refused = true;
+            self.handle_refused(device);
         }
-        message.end(&self.pool, &owner.inbox, outcome);
         self.remove_settled(device);
+    }
+
+    /// The hub did not take a message: nothing that came after it may overtake it.
+    fn handle_refused(&mut self, device: u32) {
+        let Some(owner) = self.devices.get_mut(device as usize) else { return };
+        owner.refused = true;
+        if owner.leaving {
+            self.forsake(device);
+        }
     }
 
     /// Forgets a device that is gone, once nothing of it is owed an outcome.
@@ -124,7 +141,7 @@ impl State {
             if message.sent.is_some() {
                 continue;
             }
-            if message.slot != Slot::WILL && (message.in_doubt || owner.refused) {
+            if !message.is_only_here() && (message.in_doubt || owner.refused) {
                 let message = self.messages.remove(&mut owner.queue, key).expect("it was there just now");
                 message.drop_quietly(&self.pool);
             } else {

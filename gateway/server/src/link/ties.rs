@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     metrics::{Limit, UpstreamFailure},
-    upstream::UpstreamEvent,
+    upstream::{UpstreamEvent, clock},
 };
 
 /// One session of the connection and how many links of devices are on it.
@@ -142,7 +142,7 @@ impl State {
         self.attaches += 1;
         self.attaching += 1;
         self.sessions[session].links += 1;
-        self.pool.metrics.upstream_links.add(1);
+        self.count_links(1);
         Ok(())
     }
 
@@ -215,7 +215,7 @@ impl State {
         if !attached {
             self.attaching = self.attaching.saturating_sub(1);
         }
-        self.pool.metrics.upstream_links.add(-1);
+        self.count_links(-1);
         if let Some(session) = self.sessions.get_mut(session as usize) {
             session.links = session.links.saturating_sub(1);
         }
@@ -272,20 +272,12 @@ impl State {
         let target = self.pool.target();
         let limits = &target.limits;
         let Some(owner) = self.devices.get_mut(device as usize) else { return };
-        let (first, longest) = limits.backoff;
         // a link that lasted longer than any wait ends the trouble before it
-        let trouble = owner.trouble.filter(|trouble| now.since(trouble.last) < longest * 2);
-        let mut trouble = trouble.unwrap_or(Trouble { since: now, last: now, times: 0 });
-        if now.since(trouble.since) >= limits.outage_max {
+        owner.trouble = owner.trouble.filter(|trouble| now.since(trouble.last) < limits.backoff.1 * 2);
+        let bounds = (limits.backoff, limits.outage_max);
+        let Some(until) = Trouble::again(&mut owner.trouble, now, bounds, clock::chance()) else {
             return self.let_go(device, CloseCause::HubUnreachable);
-        }
-        let ceiling = first.saturating_mul(1 << trouble.times.min(16)).min(longest);
-        trouble.times += 1;
-        trouble.last = now;
-        owner.trouble = Some(trouble);
-        // half of the ceiling and a random part of the other half
-        let jitter = f64::from(crate::upstream::clock::random() as u32) / f64::from(u32::MAX);
-        let until = now.after(ceiling / 2 + (ceiling / 2).mul_f64(jitter));
+        };
         *owner.tie(role) = Tie::Held(until);
         self.held += 1;
         self.tick_by(until);

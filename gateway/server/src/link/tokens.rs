@@ -15,13 +15,13 @@ use gateway_core::{
 };
 
 use super::{
-    device::{Proof, Stage},
+    device::{Proof, Stage, Trouble},
     state::{Phase, State},
     ties::User,
 };
 use crate::{
     metrics::{Limit, TokenResult},
-    upstream::{UpstreamEvent, pool::UNAVAILABLE},
+    upstream::{UpstreamEvent, clock, pool::UNAVAILABLE},
 };
 
 const ADDRESS: &str = "$cbs";
@@ -160,7 +160,7 @@ impl State {
     pub(super) fn authorize(&mut self, device: u32, token: &str, expires: UnixSeconds) {
         let Some(owner) = self.devices.get_mut(device as usize) else { return };
         let since = self.pool.clock.monotonic();
-        let proof = Proof { token: token.into(), expires, stage: Stage::Waiting, asked: true, since };
+        let proof = Proof { token: token.into(), expires, stage: Stage::Waiting, asked: true, since, trouble: None };
         owner.proof = Some(Box::new(proof));
         self.tokens.waiting.push_back(device);
         self.put_waiting_tokens();
@@ -289,7 +289,7 @@ impl State {
             TokenAnswer::Accepted => {
                 tokens.at(TokenResult::Accepted).inc();
                 proof.stage = Stage::Proven;
-                owner.trouble = None;
+                (owner.trouble, proof.trouble) = (None, None);
                 if std::mem::take(&mut proof.asked) {
                     let expires = Some(proof.expires);
                     owner.inbox.post(UpstreamEvent::Authorized(Verdict::Allowed { expires }));
@@ -310,8 +310,7 @@ impl State {
             // after a reconnect: the hub is busy, the device has its verdict already
             TokenAnswer::Refused(refused) if refused.code == ConnectCode::ServerUnavailable => {
                 tokens.at(TokenResult::Failed).inc();
-                proof.stage = Stage::Waiting;
-                self.late_tokens.push(device);
+                self.hold_token(device);
             }
             TokenAnswer::Refused(_) => {
                 tokens.at(TokenResult::Refused).inc();
@@ -319,6 +318,17 @@ impl State {
                 let cause = if expired { CloseCause::TokenExpired } else { CloseCause::HubRefused };
                 self.let_go(device, cause);
             }
+        }
+    }
+
+    /// Puts a token again after a wait that grows; a device that gets nowhere for `outage_max` is let go.
+    fn hold_token(&mut self, device: u32) {
+        let Some(proof) = self.devices.get_mut(device as usize).and_then(|owner| owner.proof.as_mut()) else { return };
+        let target = self.pool.target();
+        let bounds = (target.limits.backoff, target.limits.outage_max);
+        match Trouble::again(&mut proof.trouble, self.pool.clock.monotonic(), bounds, clock::chance()) {
+            Some(until) => proof.stage = Stage::Held(until),
+            None => self.let_go(device, CloseCause::HubUnreachable),
         }
     }
 
@@ -338,8 +348,6 @@ impl State {
             }
             _ => {}
         }
-        let late: Vec<u32> = std::mem::take(&mut self.late_tokens);
-        self.tokens.waiting.extend(late);
         self.check_device_tokens(now.monotonic);
         self.put_waiting_tokens();
     }
@@ -347,8 +355,12 @@ impl State {
     fn check_device_tokens(&mut self, now: Millis) {
         let timeout = self.pool.target().limits.request_timeout;
         let mut late = Vec::new();
-        for (device, owner) in &self.devices {
-            let Some(proof) = &owner.proof else { continue };
+        for (device, owner) in &mut self.devices {
+            let Some(proof) = &mut owner.proof else { continue };
+            if matches!(proof.stage, Stage::Held(until) if until <= now) {
+                proof.stage = Stage::Waiting;
+                self.tokens.waiting.push_back(device as u32);
+            }
             let under_way = matches!(proof.stage, Stage::InFlight(_)) || (proof.asked && proof.stage == Stage::Waiting);
             if under_way && now.since(proof.since) >= timeout {
                 late.push(device as u32);
@@ -372,8 +384,7 @@ impl State {
             proof.stage = Stage::Failed;
             owner.inbox.post(UpstreamEvent::Authorized(Verdict::Refused(UNAVAILABLE)));
         } else {
-            proof.stage = Stage::Waiting;
-            self.tokens.waiting.push_back(device);
+            self.hold_token(device);
         }
         self.handle_no_answer(asked);
     }
@@ -388,7 +399,6 @@ impl State {
         self.tokens.reset();
         self.requests.clear();
         self.tokens.waiting.clear();
-        self.late_tokens.clear();
         for (device, owner) in &mut self.devices {
             let Some(proof) = &mut owner.proof else { continue };
             if proof.stage != Stage::Failed {

@@ -20,10 +20,11 @@ impl State {
 
     /// Something may be due.
     pub(super) fn handle_timeout(&mut self, now: Millis) {
-        if let Some(endpoint) = &mut self.endpoint
-            && endpoint.poll_timeout().is_some_and(|at| at <= now.0)
-        {
-            endpoint.handle_timeout(now.0);
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.set_now(now.0);
+            if endpoint.poll_timeout().is_some_and(|at| at <= now.0) {
+                endpoint.handle_timeout(now.0);
+            }
         }
         if self.next_tick <= now || (self.pool.draining.get() && !self.ending) {
             self.next_tick = now.after(self.tick_interval());

@@ -55,3 +55,8 @@ impl Clock {
 pub(crate) fn random() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
+
+/// A part of one, from 0 to 1, for jitter.
+pub(crate) fn chance() -> f64 {
+    f64::from(random() as u32) / f64::from(u32::MAX)
+}

@@ -96,6 +96,11 @@ impl Inbox {
         event
     }
 
+    /// Whether the device's connection is gone.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
     /// Forgets what is queued and takes nothing more.
     pub(crate) fn close(&self) {
         self.closed.set(true);

@@ -161,6 +161,10 @@ impl Pool {
     fn seat(link: &Rc<Link>, passenger: Passenger) {
         let inbox = Rc::clone(&passenger.inbox);
         let device = link.take_on(passenger);
+        if inbox.is_closed() {
+            // its connection ended before it came here: nobody else will say so
+            return link.leave(device);
+        }
         inbox.route.replace(Some(Route { link: Rc::clone(link), device }));
     }
 

@@ -7,7 +7,7 @@ use gateway_core::{
     auth::{Refused, RefusedReason, Verdict},
     codec::packet::ConnectCode,
     message::Outcome,
-    session::effect::CloseCause,
+    session::effect::{CloseCause, Slot},
 };
 use hub::{
     HubConfig,
@@ -181,6 +181,112 @@ fn a_token_that_the_hub_refuses_after_a_reconnect_ends_its_device() {
         assert_eq!(device.lost().await, CloseCause::HubRefused);
         other.send(1, "m");
         assert_eq!(other.outcome().await, (1, Outcome::Accepted));
+    });
+}
+
+/// A device without messages and links, whose token has to be put again.
+async fn is_let_go_although_idle(cbs: Action, change: impl FnOnce(&mut gateway_core::settings::UpstreamLimits)) {
+    let world = World::with(Verify::Hub, HubConfig::default(), |limits| {
+        limits.outage_max = Duration::from_millis(800);
+        change(limits);
+    });
+    world.hub().add_device("d1").unwrap();
+    let upstream = world.upstream();
+    let device = admit(&world, &upstream, "d1").await;
+    world.inject(Fault::new(cbs));
+    world.inject(Fault::new(Action::CloseConnection { condition: None }));
+    device.hears_nothing_for(Duration::from_millis(400)).await;
+    assert_eq!(device.lost().await, CloseCause::HubUnreachable);
+}
+
+#[test]
+fn a_device_whose_token_the_hub_is_too_busy_for_is_let_go_after_the_bound() {
+    on_a_core(is_let_go_although_idle(Action::Cbs { status: 503, ms: 0 }, |_| {}));
+}
+
+#[test]
+fn a_device_whose_token_has_no_answer_after_a_reconnect_is_let_go_after_the_bound() {
+    let late = Action::Cbs { status: 0, ms: 60_000 };
+    on_a_core(is_let_go_although_idle(late, |limits| limits.request_timeout = Duration::from_millis(150)));
+}
+
+#[test]
+fn trap_24_a_device_that_is_gone_leaves_its_will_and_no_seat_at_the_other_connection() {
+    on_a_core(async {
+        let mut config = HubConfig::default();
+        config.amqp.cbs_tokens_max = 1;
+        let world = World::with(Verify::Hub, config, |limits| {
+            limits.idle_timeout = Duration::from_millis(300);
+            // the token is put again late enough for another device to take the only place
+            limits.backoff = (Duration::from_secs(1), Duration::from_secs(1));
+        });
+        for id in ["gone", "other"] {
+            world.hub().add_device(id).unwrap();
+        }
+        let upstream = world.upstream();
+        let gone = admit(&world, &upstream, "gone").await;
+        world.inject(Fault::new(Action::Cbs { status: 500, ms: 0 }).device("gone").count(1));
+        world.inject(Fault::new(Action::CloseConnection { condition: None }));
+        until("the connection is lost", || world.connections() == 0).await;
+        gone.send(Slot::WILL.0, "will");
+        drop(gone);
+        until("the hub is back", || Device::try_open(&upstream, "other").is_ok()).await;
+        let other = admit(&world, &upstream, "other").await;
+        until("the will is there", || world.accepted("gone") == ["will"]).await;
+        until("its link is gone", || world.metrics.upstream_links.get() == 0).await;
+        drop(other);
+        until("no connection is needed", || world.connections() == 0).await;
+    });
+}
+
+#[test]
+fn after_a_silence_an_answer_is_waited_for_as_long_as_ever() {
+    on_a_core(async {
+        let world = World::with(Verify::Local, HubConfig::default(), |limits| {
+            limits.request_timeout = Duration::from_millis(500);
+        });
+        let upstream = world.upstream();
+        let mut devices = Vec::new();
+        for id in ["d1", "d2"] {
+            world.hub().add_device(id).unwrap();
+            let device = Device::open(&upstream, id);
+            device.send(1, "m");
+            assert_eq!(device.outcome().await, (1, Outcome::Accepted));
+            device.hears_nothing_for(Duration::from_millis(1300)).await;
+            devices.push(device);
+        }
+        drop(devices);
+        until("their links are gone", || world.metrics.upstream_links.get() == 0).await;
+        assert!(world.metrics.upstream_failures.iter().all(|(_, failures)| failures.get() == 0));
+        assert_eq!(world.metrics.limits.at(gateway::metrics::Limit::RequestTimeout).get(), 0);
+    });
+}
+
+#[test]
+fn no_link_is_counted_beyond_the_loss_of_its_connection() {
+    on_a_core(async {
+        let world = World::with(Verify::Local, HubConfig::default(), |limits| {
+            limits.request_timeout = Duration::from_millis(500);
+        });
+        let upstream = world.upstream();
+        let mut devices = Vec::new();
+        for n in 0..3 {
+            world.hub().add_device(&format!("d{n}")).unwrap();
+            let device = Device::open(&upstream, &format!("d{n}"));
+            device.send(1, "m");
+            assert_eq!(device.outcome().await, (1, Outcome::Accepted));
+            devices.push(device);
+        }
+        assert_eq!(world.metrics.upstream_links.get(), 3);
+        world.inject(Fault::new(Action::HalfOpen));
+        // more than a tick apart: the first DETACH without an answer gives the connection up, before the others run out
+        for device in devices {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            drop(device);
+        }
+        let failures = || world.metrics.upstream_failures.iter().map(|(_, failures)| failures.get()).sum::<u64>();
+        until("the connection is given up", || failures() > 0).await;
+        assert_eq!(world.metrics.upstream_links.get(), 0);
     });
 }
 
