@@ -6,8 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
+    drains::{GRACE_BEYOND, late_at},
     model::{Cause, Drain, Millis, Order, Pod, State},
-    view::View,
+    view::{FRESH, View},
 };
 
 /// How long an order holds unless it is given again.
@@ -31,6 +32,10 @@ pub const STEP: Millis = 2_000;
 const WINDOW: Millis = 1_000;
 /// How long an order that was sent counts: it may arrive late, and what was let go a moment ago counts.
 const TAKEN_FOR: Millis = ORDER_TIMEOUT + LEASE + WINDOW;
+/// Before a pod lets devices go whatever it is told, the others that answer are told less: two looks and the second after.
+const LATE_SOON: Millis = 2 * STEP + WINDOW;
+/// A leader that has not heard of a pod yet has waited long enough for it.
+const HEARD_OF: Millis = FRESH;
 /// So many pods at most let devices go at a time: what one finishes with, the others go on.
 pub(crate) const WIDTH: usize = 4;
 /// From a deletion cost seen to everybody having seen it.
@@ -245,10 +250,11 @@ impl Ledger {
 /// Says in each drain the most that its pod may have, and returns what it is to be told, by pod.
 pub(crate) fn allot(view: &View<'_>, drains: &mut [Drain]) -> BTreeMap<String, u32> {
     let budget = view.input.spec.per_second;
+    let late = late(view);
     let held: BTreeMap<&str, Held> =
-        view.input.pods.iter().map(|pod| (pod.name.as_str(), Held::of(view, pod))).collect();
+        view.input.pods.iter().map(|pod| (pod.name.as_str(), Held::of(view, pod, &late))).collect();
     let taken = held.values().fold(view.input.ledger.of_gone(view), |sum, held| sum.saturating_add(held.all()));
-    let mut free = if view.input.ledger.is_new(view.now()) { 0 } else { budget.saturating_sub(taken) };
+    let mut free = if knows_too_little(view) { 0 } else { budget.saturating_sub(taken) };
     let over = taken.saturating_sub(budget);
     let queue = queue(view, drains);
     let share = shares(budget, queue.len());
@@ -269,6 +275,13 @@ pub(crate) fn allot(view: &View<'_>, drains: &mut [Drain]) -> BTreeMap<String, u
     rates
 }
 
+/// A new leader does not know yet what pods let go by themselves, nor what those that end have left.
+fn knows_too_little(view: &View<'_>) -> bool {
+    let (ledger, now) = (view.input.ledger, view.now());
+    let uncounted = || view.input.pods.iter().any(|pod| pod.ends.is_some() && pod.devices().is_none());
+    ledger.is_new(now) || (now - ledger.since() < HEARD_OF && uncounted())
+}
+
 /// Devices per second that one pod may be letting go.
 #[derive(Clone, Copy, Default)]
 struct Held {
@@ -279,10 +292,12 @@ struct Held {
 }
 
 impl Held {
-    fn of(view: &View<'_>, pod: &Pod) -> Self {
+    fn of(view: &View<'_>, pod: &Pod, late: &BTreeMap<&str, u32>) -> Self {
         let (ledger, now) = (view.input.ledger, view.now());
-        let before = if ledger.follows(&pod.name, now) { 0 } else { ledger.went_alone(&pod.name, now) };
-        Self { told: ledger.outstanding(&pod.name, now), by_itself: by_itself(view, pod).max(before) }
+        // one that ends may have let go more than it was told although it follows
+        let obeys = pod.ends.is_none() && ledger.follows(&pod.name, now);
+        let before = if obeys { 0 } else { ledger.went_alone(&pod.name, now) };
+        Self { told: ledger.outstanding(&pod.name, now), by_itself: by_itself(view, pod, late).max(before) }
     }
 
     fn all(self) -> u32 {
@@ -292,26 +307,62 @@ impl Held {
 
 /// By pod, what [`Ledger::looked`] is to be told.
 pub(crate) fn alone(view: &View<'_>) -> BTreeMap<String, u32> {
-    let rates = view.input.pods.iter().map(|pod| (pod.name.clone(), by_itself(view, pod)));
+    let late = late(view);
+    let rates = view.input.pods.iter().map(|pod| (pod.name.clone(), by_itself(view, pod, &late)));
     rates.filter(|(_, rate)| *rate > 0).collect()
 }
 
 /// What a pod may let go without having been told: it was told to stop, or does not trust its devices any more, or may by now
 /// for all that is known, and nobody orders anything. It is counted while the pod still waits for an order: what others are
 /// told meanwhile holds for longer than it waits.
-fn by_itself(view: &View<'_>, pod: &Pod) -> u32 {
+///
+/// Late, it goes as its end demands although it follows.
+fn by_itself(view: &View<'_>, pod: &Pod, late: &BTreeMap<&str, u32>) -> u32 {
     let recent = pod.load.as_ref().filter(|load| load.age < TAKEN_FOR);
     let drain = recent.and_then(|load| load.drain);
     let reported = drain.map_or(0, |drain| drain.per_second);
     let distrusts =
         || drain.is_some_and(|drain| drain.cause == Some(Cause::CertificateAuthority) && drain.remaining > 0);
-    match view.input.ledger.follows(&pod.name, view.now()) {
+    let late = late.get(pod.name.as_str()).copied().unwrap_or(0);
+    let beyond = match view.input.ledger.follows(&pod.name, view.now()) {
+        true if pod.ends.is_some() && reported > view.input.ledger.outstanding(&pod.name, view.now()) => reported,
         true => 0,
         false if !pod.is_empty() && (pod.ends.is_some() || distrusts() || !pod.is_fresh()) => {
             reported.max(view.input.spec.self_per_second)
         }
         false => reported,
+    };
+    beyond.max(late)
+}
+
+/// By pod that ends, the devices per second that it lets go whatever it is told: evenly what it has left, from [`late_at`] on;
+/// and a little before, what it will have left when those that end earlier go first.
+fn late<'a>(view: &View<'a>) -> BTreeMap<&'a str, u32> {
+    let now = view.now();
+    let mut ending: Vec<(Millis, &Pod, u64)> = view.input.pods.iter().filter_map(|pod| ending(view, pod)).collect();
+    ending.sort_by_key(|(late_at, pod, _)| (*late_at, pod.name.as_str()));
+    let mut before: u64 = 0;
+    let mut rates = BTreeMap::new();
+    for (late_at, pod, devices) in ending {
+        let until_late = (late_at - now).max(0);
+        if until_late > LATE_SOON {
+            break;
+        }
+        let served = u64::from(view.input.spec.per_second) * until_late.cast_unsigned() / 1000;
+        let left = devices.min((before + devices).saturating_sub(served));
+        before += devices;
+        let time = pod.ends.unwrap_or(now) - GRACE_BEYOND - late_at.max(now);
+        let rate = left.saturating_mul(1000).div_ceil(time.max(WINDOW).cast_unsigned());
+        rates.insert(pod.name.as_str(), u32::try_from(rate).unwrap_or(u32::MAX));
     }
+    rates.retain(|_, rate| *rate > 0);
+    rates
+}
+
+/// When it is late, and its devices.
+fn ending<'a>(view: &View<'a>, pod: &'a Pod) -> Option<(Millis, &'a Pod, u64)> {
+    let devices = pod.devices().filter(|devices| *devices > 0)?;
+    Some((late_at(view, pod.ends? - GRACE_BEYOND), pod, devices))
 }
 
 /// Equal parts for the first few of the queue, whole numbers, the rest to the first.
@@ -366,19 +417,19 @@ fn has_where_to_go(view: &View<'_>, drain: &Drain, pod: &Pod, pressed: bool) -> 
     }
 }
 
-/// Whether pods that end must be emptied now, one after the other, to be done before they are killed.
+/// Whether pods that end must be emptied now, one after the other, to be done before they let go whom they must.
 pub(crate) fn is_pressed(view: &View<'_>, drains: &[Drain]) -> bool {
     let mut ending: Vec<(Millis, u64)> = drains
         .iter()
         .filter(|drain| drain.remaining > 0 && ends(view, drain))
-        .map(|drain| (drain.deadline, drain.remaining))
+        .map(|drain| (late_at(view, drain.deadline), drain.remaining))
         .collect();
     ending.sort_unstable();
     let mut before = 0;
-    ending.into_iter().any(|(deadline, remaining)| {
+    ending.into_iter().any(|(late_at, remaining)| {
         before += remaining;
         // a fifth is kept for orders that are late
-        seconds_for(before, view.input.spec.per_second) * 1250 >= deadline - view.now()
+        seconds_for(before, view.input.spec.per_second) * 1250 >= late_at - view.now()
     })
 }
 

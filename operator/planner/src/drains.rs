@@ -8,7 +8,11 @@ use crate::{
 };
 
 /// What is left of a pod's grace when its own time to drain is over: it needs it to end in order.
-pub(crate) const END_MARGIN: Millis = 35_000;
+pub(crate) const GRACE_BEYOND: Millis = 30_000;
+/// The same, and a little before: it is to be empty by then.
+pub(crate) const END_MARGIN: Millis = GRACE_BEYOND + 5_000;
+/// A pod that was told to stop follows orders for so much of its time; in what is then left it lets go whom it must.
+pub(crate) const FOLLOWS: (Millis, Millis) = (3, 4);
 /// A pod that is not seen to leave the Service is drained all the same.
 const LEAVE_MAX: Millis = 60_000;
 
@@ -21,6 +25,11 @@ pub(crate) fn next(view: &View<'_>) -> Vec<Drain> {
     scale_in(view, &mut drains);
     take_turns(view, &mut drains);
     drains
+}
+
+/// When a pod whose time is over then lets go whom it must, whatever it is told; it is to be empty before.
+pub(crate) fn late_at(view: &View<'_>, over: Millis) -> Millis {
+    over - view.input.spec.drain_timeout / FOLLOWS.1 * (FOLLOWS.1 - FOLLOWS.0)
 }
 
 /// A drain of a pod that is still there; `None` when there is nothing left to do.

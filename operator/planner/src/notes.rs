@@ -2,11 +2,11 @@
 
 use crate::{
     budget::{is_pressed, seconds_for},
-    drains::END_MARGIN,
+    drains::late_at,
     model::{Cause, Drain, Pod, State},
     orders::DRAINED_COST,
     view::View,
-    whatif::too_slow,
+    whatif::{Time, too_slow},
 };
 
 /// One fact.
@@ -114,7 +114,7 @@ fn waiting(view: &View<'_>, drains: &[Drain]) -> Option<Note> {
     Some(Note::Waiting { message: why.to_owned() })
 }
 
-/// Those that end must be done together before each is killed; others have the time-out each for itself.
+/// Those that end must be done together before each lets go whom it must; others have the time-out each for itself.
 fn too_short(view: &View<'_>, drains: &[Drain]) -> Option<String> {
     let spec = &view.input.spec;
     let timeout_s = spec.drain_timeout / 1000;
@@ -124,14 +124,13 @@ fn too_short(view: &View<'_>, drains: &[Drain]) -> Option<String> {
     let mut before = 0;
     for drain in ending {
         before += drain.remaining;
-        let (needs_s, has_s) = (seconds_for(before, spec.per_second), (drain.deadline - view.now()).max(0) / 1000);
+        let late_at = late_at(view, drain.deadline);
+        let (needs_s, has_s) = (seconds_for(before, spec.per_second), (late_at - view.now()).max(0) / 1000);
         if needs_s > has_s {
             return Some(format!(
-                "{before} devices have {has_s} s until {} must end (it is killed {} s later) and need {needs_s} s at {}/s: \
-                 the rest of them is disconnected at once; raise reconnects.perSecond or reconnects.drainTimeout ({timeout_s} s)",
-                drain.pod,
-                END_MARGIN / 1000,
-                spec.per_second
+                "{before} devices have {has_s} s until {} has a quarter of its time left and need {needs_s} s at {}/s: the rest \
+                 of them goes as fast as it must; raise reconnects.perSecond or reconnects.drainTimeout ({timeout_s} s)",
+                drain.pod, spec.per_second
             ));
         }
     }
@@ -139,7 +138,7 @@ fn too_short(view: &View<'_>, drains: &[Drain]) -> Option<String> {
     scale_in
         .filter(|drain| drain.state != State::Undoing)
         .max_by_key(|drain| drain.remaining)
-        .and_then(|drain| too_slow(&drain.pod, drain.remaining, spec.per_second, timeout_s, 0))
+        .and_then(|drain| too_slow(&drain.pod, drain.remaining, spec.per_second, Time::All(timeout_s), 0))
 }
 
 /// A pod went that was not drained, while one that was is still there.

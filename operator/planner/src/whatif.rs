@@ -3,6 +3,7 @@
 use crate::{
     autoscale::{self, Bounds},
     budget::seconds_for,
+    drains::FOLLOWS,
     model::Millis,
     view::SETTLE,
 };
@@ -100,15 +101,15 @@ fn needed(question: &Question) -> u32 {
 
 fn problems(question: &Question, outlook: &Outlook, replace_s: i64) -> Vec<String> {
     let mut problems = Vec::new();
-    let timeout_s = question.drain_timeout / 1000;
+    // it may be told to stop before it is empty
+    let time = Time::Ending(question.drain_timeout / 1000);
     if question.per_second == 0 {
         problems.push("reconnects.perSecond is 0: no pod can be drained".to_owned());
         return problems;
     }
-    if let Some(problem) = too_slow("one pod", outlook.connections_per_pod, question.per_second, timeout_s, 0) {
+    if let Some(problem) = too_slow("one pod", outlook.connections_per_pod, question.per_second, time, 0) {
         problems.push(problem);
-    } else if let Some(problem) = too_slow("a rollout", question.connections, question.per_second, timeout_s, replace_s)
-    {
+    } else if let Some(problem) = too_slow("a rollout", question.connections, question.per_second, time, replace_s) {
         problems.push(format!("{problem}; until then some devices are moved twice"));
     }
     if let Some(bounds) = question.scaling
@@ -141,14 +142,47 @@ fn problems(question: &Question, outlook: &Outlook, replace_s: i64) -> Vec<Strin
     problems
 }
 
-/// The arithmetic of a drain that does not fit its time-out, and what to do about it.
-pub(crate) fn too_slow(what: &str, devices: u64, per_second: u32, timeout_s: i64, wait_s: i64) -> Option<String> {
+/// What there is of `reconnects.drainTimeout`, in seconds.
+#[derive(Clone, Copy)]
+pub(crate) enum Time {
+    /// All of it: for a pod that is not told to stop before it is empty.
+    All(i64),
+    /// What a pod that was told to stop follows orders for.
+    Ending(i64),
+}
+
+impl Time {
+    fn seconds(self) -> i64 {
+        match self {
+            Self::All(timeout_s) => timeout_s,
+            Self::Ending(timeout_s) => timeout_s * FOLLOWS.0 / FOLLOWS.1,
+        }
+    }
+
+    /// The time-out that is enough for so many seconds.
+    fn enough_for(self, seconds: i64) -> i64 {
+        match self {
+            Self::All(_) => seconds,
+            Self::Ending(_) => (seconds * FOLLOWS.1 + FOLLOWS.0 - 1) / FOLLOWS.0,
+        }
+    }
+
+    fn said(self) -> String {
+        match self {
+            Self::All(timeout_s) => format!("reconnects.drainTimeout is {timeout_s} s"),
+            Self::Ending(_) => format!("three quarters of reconnects.drainTimeout are {} s", self.seconds()),
+        }
+    }
+}
+
+/// The arithmetic of a drain that does not fit its time, and what to do about it.
+pub(crate) fn too_slow(what: &str, devices: u64, per_second: u32, time: Time, wait_s: i64) -> Option<String> {
     let needs_s = wait_s + seconds_for(devices, per_second);
-    if needs_s <= timeout_s || per_second == 0 {
+    if needs_s <= time.seconds() || per_second == 0 {
         return None;
     }
     let waits = if wait_s > 0 { format!("{wait_s} s and ") } else { String::new() };
-    let room_s = timeout_s - wait_s;
+    let room_s = time.seconds() - wait_s;
     let rate = if room_s > 0 {
         let rate = devices.div_ceil(u64::try_from(room_s).unwrap_or(1));
         format!("reconnects.perSecond to {rate} or ")
@@ -156,9 +190,10 @@ pub(crate) fn too_slow(what: &str, devices: u64, per_second: u32, timeout_s: i64
         String::new()
     };
     Some(format!(
-        "{what} with {devices} devices needs {waits}{} s at {per_second}/s, reconnects.drainTimeout is {timeout_s} s: \
-         raise {rate}drainTimeout to {needs_s}s",
-        needs_s - wait_s
+        "{what} with {devices} devices needs {waits}{} s at {per_second}/s, {}: raise {rate}drainTimeout to {}s",
+        needs_s - wait_s,
+        time.said(),
+        time.enough_for(needs_s)
     ))
 }
 
@@ -187,18 +222,35 @@ mod tests {
         assert_eq!((outlook.pods_needed, outlook.connections_per_pod), (10, 5000));
         assert_eq!((outlook.drain_s, outlook.rollout_s), (15 + 50, 150 + 500));
         assert_eq!((outlook.node_loss_devices, outlook.node_loss_s, outlook.node_drain_s), (5000, 2, 65));
-        let problem = "a rollout with 50000 devices needs 150 s and 500 s at 100/s, reconnects.drainTimeout is 600 s: raise \
-                       reconnects.perSecond to 112 or drainTimeout to 650s; until then some devices are moved twice";
+        let problem = "a rollout with 50000 devices needs 150 s and 500 s at 100/s, three quarters of \
+                       reconnects.drainTimeout are 450 s: raise reconnects.perSecond to 167 or drainTimeout to 867s; until then some devices are moved twice";
         assert_eq!(outlook.problems, [problem]);
     }
 
     #[test]
     fn a_pod_that_cannot_be_drained_in_time_is_said_with_the_arithmetic() {
         let outlook = outlook(&Question { pods: Some(1), connections: 12_000, per_second: 10, ..question() });
-        let drain = "one pod with 12000 devices needs 1200 s at 10/s, reconnects.drainTimeout is 600 s: raise \
-                     reconnects.perSecond to 20 or drainTimeout to 1200s";
+        let drain = "one pod with 12000 devices needs 1200 s at 10/s, three quarters of reconnects.drainTimeout are 450 s: \
+                     raise reconnects.perSecond to 27 or drainTimeout to 1600s";
         let lost = "when its node is lost, no pod is left: run more pods, on more nodes";
         assert_eq!(outlook.problems, [drain, lost]);
+    }
+
+    #[test]
+    fn a_time_that_is_enough_but_for_its_last_quarter_is_said_too() {
+        let question = Question {
+            pods: Some(8),
+            connections: 8 * 4050,
+            per_second: 10,
+            drain_timeout: 3_600_000,
+            min_ready_s: 0,
+            scaling: None,
+            ..question()
+        };
+        let problem = "a rollout with 32400 devices needs 40 s and 3240 s at 10/s, three quarters of reconnects.drainTimeout are \
+                       2700 s: raise reconnects.perSecond to 13 or drainTimeout to 4374s; until then some devices are moved twice";
+        assert_eq!(outlook(&question).problems, [problem]);
+        assert!(outlook(&Question { drain_timeout: 4_374_000, ..question }).problems.is_empty());
     }
 
     #[test]

@@ -286,10 +286,72 @@ fn a_deadline_comes_before_moving_once() {
     late.ledger.confirmed("a", NOW - 4000);
     assert_eq!(late.decide().orders, [("a".to_owned(), order(Cause::Upgrade, 10, true))]);
     let too_late = rolling(&[56_000, 50, 0]);
-    let message = "56000 devices have 565 s until a must end (it is killed 35 s later) and need 5600 s at 10/s: the rest of them \
-                   is disconnected at once; raise reconnects.perSecond or reconnects.drainTimeout (600 s)";
+    let message = "56000 devices have 415 s until a has a quarter of its time left and need 5600 s at 10/s: the rest of them goes \
+                   as fast as it must; raise reconnects.perSecond or reconnects.drainTimeout (600 s)";
     let expected = Note::DrainTimeoutTooShort { message: message.to_owned() };
     assert!(too_late.decide().notes.contains(&expected), "{:?}", too_late.decide().notes);
+}
+
+/// Eight pods with 4050 devices each, told to stop at once with an hour each, at ten devices per second: `passed` ago.
+fn all_end(devices: &[u64], passed: i64) -> Fleet {
+    let mut fleet = fleet(devices);
+    fleet.spec.drain_timeout = 60 * MINUTE;
+    for pod in &mut fleet.pods {
+        (pod.ready, pod.ends) = (false, Some(NOW - passed + 60 * MINUTE + 30_000));
+    }
+    fleet
+}
+
+#[test]
+fn pods_that_end_are_to_be_empty_before_they_go_whatever_they_are_told() {
+    let decision = all_end(&[4050; 8], 0).decide();
+    let message = "28350 devices have 2695 s until g has a quarter of its time left and need 2835 s at 10/s: the rest of them goes \
+                   as fast as it must; raise reconnects.perSecond or reconnects.drainTimeout (3600 s)";
+    let expected = Note::DrainTimeoutTooShort { message: message.to_owned() };
+    assert!(decision.notes.contains(&expected), "{:?}", decision.notes);
+}
+
+/// The last two of those eight: `a` has ten per second by order, `b` nothing.
+fn last_two_follow(devices: [u64; 2], passed: i64) -> Fleet {
+    let mut seen = all_end(&devices, passed);
+    for (pod, rate) in [("a", 10), ("b", 0)] {
+        seen.ledger.sending(pod, order(Cause::Eviction, rate, true), NOW - 4000);
+        seen.ledger.confirmed(pod, NOW - 4000);
+        seen.drains.push(Drain { per_second: rate, ..drain(pod, Cause::Eviction, State::Draining) });
+    }
+    seen
+}
+
+#[test]
+fn what_late_pods_let_go_is_taken_from_what_others_are_told() {
+    let told = |fleet: Fleet| {
+        let decision = fleet.decide();
+        decision.orders.iter().map(|(pod, order)| (pod.clone(), order.per_second())).collect::<Vec<_>>()
+    };
+    // 4050 in 900 s are five a second that it will not be told
+    assert_eq!(told(last_two_follow([1350, 4050], 2_700_000)), [("a".to_owned(), 5)]);
+    assert_eq!(told(last_two_follow([1350 + 30, 4050], 2_697_000)), [("a".to_owned(), 5)], "before it begins");
+    assert_eq!(told(last_two_follow([1350 + 900, 4050], 2_600_000)), [], "long before");
+    let reported = Ordered { cause: Some(Cause::Eviction), epoch: EPOCH, per_second: 7, remaining: 4050 };
+    let seen = last_two_follow([1350, 4050], 2_600_000).pod(1, |pod| pod.load.as_mut().unwrap().drain = Some(reported));
+    assert_eq!(told(seen), [("a".to_owned(), 3)], "its own time is another");
+}
+
+#[test]
+fn a_new_leader_waits_until_it_knows_what_pods_that_end_have_left() {
+    let free = |load: Option<Load>, since: i64| {
+        let ends = |pod: &mut Pod| (pod.ready, pod.ends, pod.load) = (false, Some(NOW + 10 * MINUTE), load);
+        let mut seen = fleet(&[50, 50, 9]).wants(1).pod(1, ends);
+        seen = seen.with(Drain { per_second: 9, ..drain("a", Cause::ScaleIn, State::Draining) }).pod(0, left);
+        seen.ledger = Ledger::new(NOW - since, &[]);
+        seen.decide().drains[0].per_second
+    };
+    assert_eq!(
+        (free(None, 9000), free(None, 10_000)),
+        (0, 9),
+        "one that was never heard of is waited for, not for ever"
+    );
+    assert!(free(pod("b", 50).load, 2000) > 0);
 }
 
 #[test]
