@@ -266,7 +266,7 @@ impl State {
         (proof.expires <= self.pool.clock.now().unix).then_some(CloseCause::TokenExpired)
     }
 
-    /// Attaches the link again after a wait that grows; a device that gets nowhere for `outage_max` is let go.
+    /// Attaches the link again after a wait that grows, for ever: [`State::is_overdue`] says who has waited for too long.
     pub(super) fn hold(&mut self, device: u32, role: Role) {
         let now = self.pool.clock.monotonic();
         let target = self.pool.target();
@@ -276,9 +276,6 @@ impl State {
         // a link that lasted longer than any wait ends the trouble before it
         let trouble = owner.trouble.filter(|trouble| now.since(trouble.last) < longest * 2);
         let mut trouble = trouble.unwrap_or(Trouble { since: now, last: now, times: 0 });
-        if now.since(trouble.since) >= limits.outage_max {
-            return self.let_go(device, CloseCause::HubUnreachable);
-        }
         let ceiling = first.saturating_mul(1 << trouble.times.min(16)).min(longest);
         trouble.times += 1;
         trouble.last = now;
