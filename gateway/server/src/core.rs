@@ -291,7 +291,8 @@ impl Core {
         let settings = shared.settings.load_full();
         let metrics = Arc::clone(&shared.registry.cores[usize::from(index)]);
         let share = CoreShare { core: index, cores: shared.registry.cores.len() as u16 };
-        let upstream = Upstream::new(Arc::clone(&settings), secrets, share, Arc::clone(&metrics));
+        let outage_pace = Arc::clone(&shared.outage_pace);
+        let upstream = Upstream::new(Arc::clone(&settings), secrets, share, outage_pace, Arc::clone(&metrics));
         let context = session::Context::new(Arc::clone(&settings), Pipeline::new(&settings));
         let bench = Bench::new(context);
         Rc::new(Self {

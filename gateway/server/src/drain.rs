@@ -207,6 +207,8 @@ impl State {
     fn note(&self, shared: &Shared, now: Millis) {
         let process = &shared.registry.process;
         let report = self.drain.report(self.counts(shared), now);
+        let is_moving = |report: Report| report.state == drain::State::Draining && report.per_second > 0.0;
+        shared.outage_pace.hold(report.is_some_and(is_moving));
         process.note_drain(report.map(|report| report.state), report.map_or(0, |report| report.remaining));
         if shared.is_serving() {
             process.draining.store(!self.drain.is_ready(), Relaxed);

@@ -28,6 +28,7 @@ use crate::{
     secrets::{Credentials, Directory},
     standing::Standing,
     summary,
+    upstream::OutagePace,
 };
 
 /// How late the housekeeping thread may be with the end of a drain before it counts as gone.
@@ -72,6 +73,8 @@ pub struct Shared {
     pub stage: watch::Sender<Stage>,
     /// Who is let go, and how fast.
     pub drains: Drains,
+    /// How fast devices go because the hub is away.
+    pub outage_pace: Arc<OutagePace>,
 }
 
 /// How far the gateway is on its way out.
@@ -152,6 +155,7 @@ impl Gateway {
             cores: orders,
             stage: watch::channel(Stage::Serving).0,
             drains: Drains::new(options.cores),
+            outage_pace: Arc::default(),
             settings: ArcSwap::new(settings),
         });
         let mut gateway = Self::new(&shared, &ports, admin.local_addr()?);

@@ -8,6 +8,7 @@ pub(crate) mod buffers;
 pub(crate) mod clock;
 pub(crate) mod held;
 pub(crate) mod inbox;
+mod outage_pace;
 pub(crate) mod pool;
 mod secrets;
 mod target;
@@ -33,6 +34,7 @@ use crate::{
     metrics::{Limit, Metrics},
 };
 pub use inbox::UpstreamEvent;
+pub use outage_pace::OutagePace;
 pub use secrets::{SecretError, UpstreamSecrets};
 
 /// Which part of the process's AMQP connections is this core's.
@@ -58,14 +60,15 @@ impl Upstream {
     /// A pool without connections: the first device opens one.
     ///
     /// It counts `metrics.up.settle`, `metrics.up.inflight`, everything named `upstream_*` and the upstream's limits; the
-    /// rest is the caller's.
+    /// rest is the caller's. `outage_pace` is that of all cores.
     pub fn new(
         settings: Arc<Settings>,
         secrets: Arc<UpstreamSecrets>,
         share: CoreShare,
+        outage_pace: Arc<OutagePace>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self(Rc::new(Pool::new(settings, secrets, share, metrics)))
+        Self(Rc::new(Pool::new(settings, secrets, share, outage_pace, metrics)))
     }
 
     /// Uses `secrets` for connections opened and policy tokens made from now on.

@@ -42,6 +42,12 @@ impl Pace {
         }
     }
 
+    /// Begins anew, with `part` (0 to 1) of the first device's turn behind us.
+    pub fn begin(&mut self, part: f64) {
+        self.tokens = part.clamp(0.0, 1.0);
+        self.filled = None;
+    }
+
     /// Nobody is to go at this time: nothing accrues.
     pub fn rest(&mut self) {
         self.filled = None;
@@ -98,6 +104,15 @@ mod tests {
         pace.rest();
         assert_eq!(pace.take(10.0, 0, 100, Millis(60_000)), 0);
         assert_eq!(pace.take(10.0, 0, 100, Millis(60_100)), 1);
+    }
+
+    #[test]
+    fn a_new_beginning_is_part_of_a_turn_ahead_and_no_more() {
+        let mut pace = Pace::default();
+        pace.begin(0.75);
+        assert_eq!(pace.take(1.0, 0, 100, Millis(0)), 0);
+        assert_eq!(pace.take(1.0, 0, 100, Millis(240)), 0);
+        assert_eq!(pace.take(1.0, 0, 100, Millis(260)), 1);
     }
 
     #[test]

@@ -154,22 +154,18 @@ pub(crate) struct Passenger {
 
 impl Trouble {
     /// Refused once more at `now`: when to try again, after a wait that grows from the first to the second of `backoff` and that
-    /// `chance`, from 0 to 1, shortens by up to a half. `None`: it has gone on for `bound`.
+    /// `chance`, from 0 to 1, shortens by up to a half.
     pub(super) fn again(
         trouble: &mut Option<Self>,
         now: Millis,
-        (backoff, bound): ((Duration, Duration), Duration),
+        (first, longest): (Duration, Duration),
         chance: f64,
-    ) -> Option<Millis> {
+    ) -> Millis {
         let trouble = trouble.get_or_insert(Self { since: now, last: now, times: 0 });
-        if now.since(trouble.since) >= bound {
-            return None;
-        }
-        let (first, longest) = backoff;
         let ceiling = first.saturating_mul(1 << trouble.times.min(16)).min(longest);
         trouble.times += 1;
         trouble.last = now;
-        Some(now.after(ceiling / 2 + (ceiling / 2).mul_f64(chance)))
+        now.after(ceiling / 2 + (ceiling / 2).mul_f64(chance))
     }
 }
 
@@ -260,17 +256,17 @@ mod tests {
     use super::Trouble;
 
     #[test]
-    fn a_wait_grows_from_refusal_to_refusal_until_the_bound() {
-        let limits = ((Duration::from_secs(1), Duration::from_secs(5)), Duration::from_secs(60));
+    fn a_wait_grows_from_refusal_to_refusal() {
+        let backoff = (Duration::from_secs(1), Duration::from_secs(5));
         let mut trouble = None;
-        let mut check = |now: u64, chance: f64, expected: Option<u64>| {
-            assert_eq!(Trouble::again(&mut trouble, Millis(now), limits, chance), expected.map(Millis), "at {now}");
+        let mut check = |now: u64, chance: f64, expected: u64| {
+            assert_eq!(Trouble::again(&mut trouble, Millis(now), backoff, chance), Millis(expected), "at {now}");
         };
-        check(1_000, 1.0, Some(2_000));
-        check(2_000, 0.0, Some(3_000));
-        check(3_000, 1.0, Some(7_000));
-        check(7_000, 1.0, Some(12_000));
-        check(60_999, 0.5, Some(64_749));
-        check(61_000, 1.0, None);
+        check(1_000, 1.0, 2_000);
+        check(2_000, 0.0, 3_000);
+        check(3_000, 1.0, 7_000);
+        check(7_000, 1.0, 12_000);
+        check(60_999, 0.5, 64_749);
+        assert_eq!(trouble.map(|trouble| trouble.since), Some(Millis(1_000)));
     }
 }

@@ -164,19 +164,13 @@ impl State {
         }
     }
 
-    /// Looks at the oldest message of a device: too old altogether, or too long without a disposition.
-    /// False: the device was let go.
-    pub(super) fn check_age(&mut self, device: u32, now_us: u64) -> bool {
-        let Some(owner) = self.devices.get_mut(device as usize) else { return false };
-        let Some(message) = owner.queue.first().and_then(|key| self.messages.get(key)) else { return true };
+    /// Looks at the oldest message of a device: too long without a disposition, and its link is opened anew.
+    pub(super) fn check_age(&mut self, device: u32, now_us: u64) {
+        let Some(owner) = self.devices.get_mut(device as usize) else { return };
+        let Some(message) = owner.queue.first().and_then(|key| self.messages.get(key)) else { return };
         let target = self.pool.target();
         let limits = &target.limits;
-        let given = std::time::Duration::from_micros(now_us.saturating_sub(message.given_us));
-        if given >= limits.outage_max {
-            self.let_go(device, gateway_core::session::effect::CloseCause::HubUnreachable);
-            return false;
-        }
-        let Some((link, sent_us)) = message.sent else { return true };
+        let Some((link, sent_us)) = message.sent else { return };
         let sent = std::time::Duration::from_micros(now_us.saturating_sub(sent_us));
         if sent >= limits.settle_timeout && owner.sender == Tie::Open(link) {
             self.pool.metrics.limits.at(Limit::SettleTimeout).inc();
@@ -186,7 +180,6 @@ impl State {
                 endpoint.detach(link);
             }
         }
-        true
     }
 }
 

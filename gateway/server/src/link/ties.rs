@@ -266,7 +266,7 @@ impl State {
         (proof.expires <= self.pool.clock.now().unix).then_some(CloseCause::TokenExpired)
     }
 
-    /// Attaches the link again after a wait that grows; a device that gets nowhere for `outage_max` is let go.
+    /// Attaches the link again after a wait that grows, for ever: [`State::is_overdue`] says who has waited for too long.
     pub(super) fn hold(&mut self, device: u32, role: Role) {
         let now = self.pool.clock.monotonic();
         let target = self.pool.target();
@@ -274,10 +274,7 @@ impl State {
         let Some(owner) = self.devices.get_mut(device as usize) else { return };
         // a link that lasted longer than any wait ends the trouble before it
         owner.trouble = owner.trouble.filter(|trouble| now.since(trouble.last) < limits.backoff.1 * 2);
-        let bounds = (limits.backoff, limits.outage_max);
-        let Some(until) = Trouble::again(&mut owner.trouble, now, bounds, clock::chance()) else {
-            return self.let_go(device, CloseCause::HubUnreachable);
-        };
+        let until = Trouble::again(&mut owner.trouble, now, limits.backoff, clock::chance());
         *owner.tie(role) = Tie::Held(until);
         self.held += 1;
         self.tick_by(until);

@@ -34,6 +34,8 @@ pub(super) struct Tokens {
     pub(super) waiting: std::collections::VecDeque<u32>,
     policy: Policy,
     requests: u64,
+    /// Devices whose tokens the hub does not take at the moment, as of the last look.
+    pub(super) troubled: usize,
 }
 
 struct Pair {
@@ -64,6 +66,7 @@ impl Tokens {
             waiting: std::collections::VecDeque::new(),
             policy: if policy { Policy::Due } else { Policy::None },
             requests: 0,
+            troubled: 0,
         }
     }
 
@@ -321,15 +324,12 @@ impl State {
         }
     }
 
-    /// Puts a token again after a wait that grows; a device that gets nowhere for `outage_max` is let go.
+    /// Puts a token again after a wait that grows, for ever: [`State::is_overdue`] says who has waited for too long.
     fn hold_token(&mut self, device: u32) {
         let Some(proof) = self.devices.get_mut(device as usize).and_then(|owner| owner.proof.as_mut()) else { return };
-        let target = self.pool.target();
-        let bounds = (target.limits.backoff, target.limits.outage_max);
-        match Trouble::again(&mut proof.trouble, self.pool.clock.monotonic(), bounds, clock::chance()) {
-            Some(until) => proof.stage = Stage::Held(until),
-            None => self.let_go(device, CloseCause::HubUnreachable),
-        }
+        let backoff = self.pool.target().limits.backoff;
+        let until = Trouble::again(&mut proof.trouble, self.pool.clock.monotonic(), backoff, clock::chance());
+        proof.stage = Stage::Held(until);
     }
 
     /// Answers that did not come, the policy token's renewal, tokens to be tried again.
@@ -355,8 +355,10 @@ impl State {
     fn check_device_tokens(&mut self, now: Millis) {
         let timeout = self.pool.target().limits.request_timeout;
         let mut late = Vec::new();
+        self.tokens.troubled = 0;
         for (device, owner) in &mut self.devices {
             let Some(proof) = &mut owner.proof else { continue };
+            self.tokens.troubled += usize::from(proof.trouble.is_some());
             if matches!(proof.stage, Stage::Held(until) if until <= now) {
                 proof.stage = Stage::Waiting;
                 self.tokens.waiting.push_back(device as u32);

@@ -6,10 +6,13 @@ use amqp_endpoint::Endpoint;
 use gateway_core::{session::effect::CloseCause, time::Millis};
 
 use super::{
-    device::Tie,
+    device::{Message, Tie},
     state::{Phase, State},
 };
 use crate::metrics::UpstreamState;
+
+/// How often to look while devices wait for their turn to go.
+const OVERDUE_TICK: Duration = Duration::from_millis(50);
 
 impl State {
     /// When [`State::tick`] or the endpoint's timer is due.
@@ -49,11 +52,15 @@ impl State {
     /// Waits that are over: tokens, dispositions, links held back, an outage, an empty connection.
     fn tick(&mut self, now: Millis) {
         self.check_tokens();
-        if self.outage.is_over_bound(now) {
-            self.let_devices_go();
+        let mut overdue = Vec::new();
+        if !self.messages.is_empty() || self.held > 0 || self.tokens.troubled > 0 {
+            overdue = self.check_devices(now);
         }
-        if !self.messages.is_empty() || self.held > 0 {
-            self.check_devices();
+        if self.outage.is_over_bound(now) {
+            overdue = self.devices.iter().map(|(device, _)| device as u32).collect();
+        }
+        if !overdue.is_empty() {
+            self.let_overdue_go(&overdue, now);
         }
         let credit = self.credit();
         self.show_credit(credit);
@@ -61,42 +68,66 @@ impl State {
         self.check_end(now);
     }
 
-    fn check_devices(&mut self) {
+    /// Gives those for whom the hub has done nothing for too long.
+    fn check_devices(&mut self, now: Millis) -> Vec<u32> {
         let now_us = self.pool.clock.turn_us();
         // the next look, not this one again
-        let now = self.pool.clock.monotonic().after(Duration::from_millis(1));
+        let soon = self.pool.clock.monotonic().after(Duration::from_millis(1));
+        let outage_max = self.pool.target().limits.outage_max;
         let devices: Vec<u32> = self.devices.iter().map(|(device, _)| device as u32).collect();
-        let mut held = 0;
+        let (mut held, mut overdue) = (0, Vec::new());
         for device in devices {
-            if self.phase == Phase::Up && self.check_age(device, now_us) {
+            if self.phase == Phase::Up {
+                if self.is_overdue(device, outage_max, now, now_us) {
+                    overdue.push(device);
+                }
+                self.check_age(device, now_us);
                 self.release_held(device);
             }
             let Some(owner) = self.devices.get(device as usize) else { continue };
             for tie in [owner.sender, owner.commands.tie] {
                 if let Tie::Held(until) = tie {
                     held += 1;
-                    self.next_tick = self.next_tick.min(until.max(now));
+                    self.next_tick = self.next_tick.min(until.max(soon));
                 }
             }
         }
         self.held = held;
+        overdue
     }
 
-    /// The hub is away for too long: devices go, no faster than they may come.
-    fn let_devices_go(&mut self) {
-        let sharers = u32::from(self.pool.share.cores).max(1) * self.pool.placement.borrow().len().max(1) as u32;
-        let per_second = u64::from((self.pool.settings().limits.connects_per_second / sharers).max(1));
-        let per_tick = (per_second * self.tick_interval().as_millis() as u64).div_ceil(1000);
-        let devices: Vec<u32> = self.devices.iter().take(per_tick as usize).map(|(device, _)| device as u32).collect();
-        if !devices.is_empty() {
+    /// Its oldest message has no outcome, or it is refused its links or its token, for `outageMax`, although the hub is there.
+    pub(super) fn is_overdue(&self, device: u32, outage_max: Duration, now: Millis, now_us: u64) -> bool {
+        let Some(owner) = self.devices.get(device as usize) else { return false };
+        let oldest = owner.queue.first().and_then(|key| self.messages.get(key));
+        let waits_since = |message: &Message| Duration::from_micros(now_us.saturating_sub(message.given_us));
+        let is_held = [owner.sender, owner.commands.tie].iter().any(|tie| matches!(tie, Tie::Held(_)));
+        let troubles = [owner.trouble.filter(|_| is_held), owner.proof.as_ref().and_then(|proof| proof.trouble)];
+        oldest.is_some_and(|message| waits_since(message) >= outage_max)
+            || troubles.into_iter().flatten().any(|trouble| now.since(trouble.since) >= outage_max)
+    }
+
+    /// These devices go, all cores' at the one pace that is this gateway's; whose own connection is gone takes nothing of that.
+    /// Who has to wait stays as it is: if the hub comes back, so much the better.
+    fn let_overdue_go(&mut self, overdue: &[u32], now: Millis) {
+        let is_gone = |device: &u32| self.devices.get(*device as usize).is_none_or(|owner| owner.leaving);
+        let (mut going, waiting): (Vec<u32>, Vec<u32>) = overdue.iter().partition(|device| is_gone(device));
+        let per_second = self.pool.settings().limits.drain_per_second.0;
+        let count = self.pool.outage_pace.take(per_second, waiting.len() as u64) as usize;
+        if count > 0 {
             tracing::warn!(
                 core = self.pool.share.core,
                 connection = self.key.0,
-                devices = devices.len(),
+                devices = count,
+                waiting = waiting.len() - count,
                 "the hub is away, letting devices go"
             );
         }
-        for device in devices {
+        if count < waiting.len() {
+            self.tick_by(now.after(OVERDUE_TICK));
+        }
+        going.extend(&waiting[..count]);
+        for device in going {
             self.let_go(device, CloseCause::HubUnreachable);
         }
     }

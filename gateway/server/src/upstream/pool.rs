@@ -16,7 +16,7 @@ use gateway_core::{
 };
 
 use super::{
-    CoreShare, UpstreamSecrets,
+    CoreShare, OutagePace, UpstreamSecrets,
     arena::Arena,
     buffers::Buffers,
     clock::Clock,
@@ -48,6 +48,7 @@ pub(crate) struct Pool {
     target: RefCell<Rc<Target>>,
     pub(crate) secrets: RefCell<Arc<UpstreamSecrets>>,
     pub(crate) share: CoreShare,
+    pub(crate) outage_pace: Arc<OutagePace>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
     pub(crate) buffers: Buffers,
@@ -78,6 +79,7 @@ impl Pool {
         settings: Arc<Settings>,
         secrets: Arc<UpstreamSecrets>,
         share: CoreShare,
+        outage_pace: Arc<OutagePace>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let target = Target::new(&settings);
@@ -90,6 +92,7 @@ impl Pool {
             target: RefCell::new(Rc::new(target)),
             secrets: RefCell::new(secrets),
             share,
+            outage_pace,
             metrics,
             clock: Clock::start(),
             buffers: Buffers::default(),

@@ -346,6 +346,44 @@ fn an_outage_beyond_the_bound_lets_devices_go() {
     });
 }
 
+/// Letting go of everybody at once would be a storm of connects of our making.
+#[test]
+fn whatever_the_hub_does_not_do_devices_go_at_one_pace_for_all_cores() {
+    const PER_SECOND: f64 = 20.0;
+    let check = |fault: Option<Fault>| {
+        on_a_core(async {
+            let mut world = World::with(Verify::Local, HubConfig::default(), |limits| {
+                limits.outage_max = Duration::from_millis(500);
+            });
+            world.settings.limits.drain_per_second = gateway_core::config::Rate(PER_SECOND);
+            let cores = [world.upstream(), world.upstream()];
+            for n in 0..20 {
+                world.hub().add_device(&format!("d{n}")).unwrap();
+            }
+            let devices: Vec<_> = (0..20).map(|n| Device::open(&cores[n % 2], &format!("d{n}"))).collect();
+            match &fault {
+                Some(fault) => world.inject(fault.clone()),
+                None => world.hub.take().unwrap().stop(),
+            }
+            let begun = tokio::time::Instant::now();
+            for device in &devices {
+                device.send(1, "m");
+            }
+            let mut moments = Vec::new();
+            for device in &devices {
+                assert_eq!(device.lost().await, CloseCause::HubUnreachable);
+                moments.push(begun.elapsed());
+            }
+            // the slowest of them ends the wait: twenty at twenty a second, behind the bound
+            let last = moments.last().unwrap();
+            assert!(*last >= Duration::from_millis(500 + 900), "all were let go within {last:?}: {fault:?}");
+        });
+    };
+    check(None);
+    check(Some(Fault::new(Action::NeverSettle)));
+    check(Some(Fault::new(Action::Throttle { ms: 0 }).at(Point::Attach).device("d*")));
+}
+
 #[test]
 fn an_empty_connection_closes_after_the_idle_timeout() {
     on_a_core(async {

@@ -15,7 +15,7 @@ use std::{
 
 use gateway::{
     metrics::Metrics,
-    upstream::{CoreShare, DeviceLink, Upstream, UpstreamEvent, UpstreamSecrets},
+    upstream::{CoreShare, DeviceLink, OutagePace, Upstream, UpstreamEvent, UpstreamSecrets},
 };
 use gateway_core::{
     auth::{self, Key, Refused, Verdict},
@@ -47,6 +47,7 @@ pub(crate) struct World {
     pub(crate) hub: Option<Hub>,
     pub(crate) settings: Settings,
     pub(crate) metrics: Arc<Metrics>,
+    outage_pace: Arc<OutagePace>,
     secrets: PathBuf,
 }
 
@@ -78,7 +79,7 @@ impl World {
         iot_hub.limits.request_timeout = Duration::from_secs(3);
         iot_hub.limits.backoff = (Duration::from_millis(20), Duration::from_millis(200));
         change(&mut iot_hub.limits);
-        Self { hub: Some(hub), settings, metrics: Arc::default(), secrets }
+        Self { hub: Some(hub), settings, metrics: Arc::default(), outage_pace: Arc::default(), secrets }
     }
 
     pub(crate) fn hub(&self) -> &Hub {
@@ -108,10 +109,12 @@ impl World {
         (iot_hub.transport, iot_hub.port) = (settings::Transport::AmqpWebSocket, port);
     }
 
+    /// One core more of the same gateway.
     pub(crate) fn upstream(&self) -> Upstream {
         let secrets = Arc::new(UpstreamSecrets::load(&self.settings, &self.secrets).unwrap());
         let share = CoreShare { core: 0, cores: 1 };
-        Upstream::new(Arc::new(self.settings.clone()), secrets, share, Arc::clone(&self.metrics))
+        let outage_pace = Arc::clone(&self.outage_pace);
+        Upstream::new(Arc::new(self.settings.clone()), secrets, share, outage_pace, Arc::clone(&self.metrics))
     }
 
     /// A token of the hub policy `device`, good for an hour.
