@@ -30,6 +30,10 @@ pub struct Scaling {
     /// Connections that one pod is to hold; more pods are made above it.
     #[serde(default = "default_connections_per_replica")]
     pub connections_per_replica: i64,
+    /// CPU that one pod is to use, in percent of what it requests; more pods are made above it, too. Needs metrics-server: without
+    /// one the fleet grows for connections and does not shrink. Default: only connections count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_utilization: Option<i32>,
     /// How long the number of connections must stay low before pods are drained.
     #[serde(default = "default_scale_down_after")]
     pub scale_down_after: Quantity,

@@ -230,6 +230,19 @@ pub(crate) fn scaling_fits_limits() -> Rule {
     )
 }
 
+pub(crate) fn cpu_share_is_of_a_request() -> Rule {
+    let lists = |list: &str| format!("(has(self.pod.resources.{list}) && 'cpu' in self.pod.resources.{list})");
+    rule(
+        format!(
+            "!has(self.scaling) || !has(self.scaling.cpuUtilization) || !has(self.pod) || !has(self.pod.resources) || {} || {}",
+            lists("requests"),
+            lists("limits")
+        ),
+        ".scaling.cpuUtilization",
+        "cpuUtilization is a share of what pods request: give pod.resources.requests a cpu, or leave cpuUtilization out",
+    )
+}
+
 pub(crate) fn pod_drains_in_time() -> Rule {
     rule(
         format!(

@@ -83,6 +83,7 @@ use crate::{
     validation = rules::health_port_is_free(),
     validation = rules::scaling_fits_limits(),
     validation = rules::pod_drains_in_time(),
+    validation = rules::cpu_share_is_of_a_request(),
     validation = rules::keep_alive_outruns_balancer(),
     validation = rules::node_ports_are_listeners(),
 )]

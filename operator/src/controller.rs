@@ -350,7 +350,9 @@ impl World {
         gateway.metadata.resource_version = Some(version);
         memory.is_about(&gateway);
         let mut seen = self.observe(&gateway, memory).await?;
+        let lost = self.lost(&gateway, &seen);
         let Some(epoch) = self.writer.leadership.epoch() else { return Ok(Next::After(rest(&seen, memory))) };
+        self.report(&gateway, &lost).await;
         // what there should be follows from certificates, and from objects that turn out to be somebody else's
         let mut passes = 1;
         let (mut plan, mut decided) = self.decide(&gateway, &seen, epoch, book);

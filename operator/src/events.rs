@@ -1,6 +1,6 @@
 //! Events: what a user of `kubectl describe` should know, once for each change of a condition.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
     Client,
     core::response::StatusDetails,
@@ -8,7 +8,7 @@ use kube::{
 };
 use tracing::warn;
 
-use crate::names;
+use crate::{kinds::POD, names, pods::Lost};
 
 /// An Event's note has at most 1024 bytes.
 const NOTE_BYTES_MAX: usize = 1000;
@@ -22,6 +22,8 @@ pub struct News {
     pub reason: String,
     /// What is, and what to do.
     pub note: String,
+    /// A pod that it is about, too.
+    pub pod: Option<String>,
 }
 
 /// What a condition means for users.
@@ -62,7 +64,18 @@ fn tell(before: Option<&Condition>, now: &Condition) -> Option<News> {
         Meaning::Neutral => (is(now, "True") && !same).then_some(false),
     };
     let (warning, note) = (warning?, clip(&now.message).to_owned());
-    Some(News { warning, reason: now.reason.clone(), note })
+    Some(News { warning, reason: now.reason.clone(), note, pod: None })
+}
+
+/// What is to be told of pods that went with devices.
+pub fn lost(lost: &[Lost]) -> Option<News> {
+    let pods: Vec<String> = lost.iter().map(|lost| format!("pod {} with {}", lost.pod, lost.connections)).collect();
+    let note = format!(
+        "connections went with their pods: {}; these devices reconnect outside spec.reconnects.perSecond",
+        pods.join(", ")
+    );
+    let pod = Some(lost.first()?.pod.clone());
+    Some(News { warning: true, reason: "ConnectionsLost".to_owned(), note: clip(&note).to_owned(), pod })
 }
 
 fn clip(text: &str) -> &str {
@@ -81,14 +94,22 @@ impl Events {
     }
 
     /// Publishes `news` about an object. One that cannot be published is logged: Events are no promise.
-    pub async fn publish(&self, about: &k8s_openapi::api::core::v1::ObjectReference, news: Vec<News>) {
-        for News { warning, reason, note } in news {
+    pub async fn publish(&self, about: &ObjectReference, news: Vec<News>) {
+        for News { warning, reason, note, pod } in news {
+            // Events that differ in nothing else are one, which keeps its first note
+            let secondary = pod.map(|pod| ObjectReference {
+                api_version: Some(POD.api_version()),
+                kind: Some(POD.name.to_owned()),
+                namespace: about.namespace.clone(),
+                name: Some(pod),
+                ..ObjectReference::default()
+            });
             let event = Event {
                 type_: if warning { EventType::Warning } else { EventType::Normal },
                 reason,
                 note: Some(note),
                 action: "Reconcile".to_owned(),
-                secondary: None,
+                secondary,
             };
             if let Err(error) = self.0.publish(&event, about).await
                 && !is_about_the_gone(&error)
@@ -182,6 +203,17 @@ mod tests {
         check(Some(rolls), ("Progressing", "True", "RollingOut", "2 of 2"), None);
         check(Some(rolls), rest, None);
         check(Some(rolls), ("Progressing", "False", "RolloutStuck", ""), Some(true));
+    }
+
+    #[test]
+    fn pods_that_went_with_devices_are_told_together() {
+        let one = |pod: &str, connections| Lost { pod: pod.to_owned(), connections };
+        assert_eq!(lost(&[]), None);
+        let news = lost(&[one("gw-1", 50), one("gw-2", 3)]).expect("it is told");
+        assert!(news.warning && news.reason == "ConnectionsLost" && news.pod.as_deref() == Some("gw-1"), "{news:?}");
+        let expected = "connections went with their pods: pod gw-1 with 50, pod gw-2 with 3; these devices reconnect outside \
+                        spec.reconnects.perSecond";
+        assert_eq!(news.note, expected);
     }
 
     #[test]

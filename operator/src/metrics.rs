@@ -28,6 +28,8 @@ pub struct Metrics {
     pub drains: IntGaugeVec,
     /// Disconnects a second that the fleet may still be asked for, by `namespace`, `gateway`.
     pub reconnect_budget: GaugeVec,
+    /// Connections that went with their pods, by `namespace`, `gateway`.
+    pub connections_lost: IntCounterVec,
     /// Connections to the metrics and health port that found no place.
     pub http_refused: IntCounterVec,
 }
@@ -81,6 +83,12 @@ impl Metrics {
                     &["namespace", "gateway"],
                 ),
             ),
+            connections_lost: counters(
+                &registry,
+                "operator_connections_lost_total",
+                "Connections that went with their pods: no drain let them go, the reconnect budget did not hold them.",
+                &["namespace", "gateway"],
+            ),
             http_refused: counters(
                 &registry,
                 "operator_http_limited_total",
@@ -105,8 +113,14 @@ impl Metrics {
         add(&self.registry, metric)
     }
 
-    /// Forgets what is known of a fleet that is gone.
+    /// Forgets all of a fleet that is gone.
     pub fn forget(&self, namespace: &str, gateway: &str) {
+        self.forget_drains(namespace, gateway);
+        let _ = self.connections_lost.remove_label_values(&[namespace, gateway]);
+    }
+
+    /// Forgets what is said of a fleet's drains.
+    pub fn forget_drains(&self, namespace: &str, gateway: &str) {
         use prometheus::core::Collector as _;
         // an error: there was nothing
         let _ = self.reconnect_budget.remove_label_values(&[namespace, gateway]);
@@ -180,11 +194,12 @@ mod tests {
             metrics.drains.with_label_values(&["n", gateway, "ScaleIn"]).set(1);
             metrics.drains.with_label_values(&["n", gateway, "Upgrade"]).set(2);
             metrics.reconnect_budget.with_label_values(&["n", gateway]).set(100.0);
+            metrics.connections_lost.with_label_values(&["n", gateway]).inc_by(5);
         }
         metrics.forget("n", "a");
         metrics.forget("n", "unknown");
         let text = metrics.text();
         assert!(!text.contains("gateway=\"a\""), "{text}");
-        assert_eq!(text.matches("gateway=\"b\"").count(), 3, "{text}");
+        assert_eq!(text.matches("gateway=\"b\"").count(), 4, "{text}");
     }
 }

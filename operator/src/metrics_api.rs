@@ -48,23 +48,23 @@ use crate::{
 /// Part of [`Health`].
 const PART: &str = "metrics-api";
 
-/// What the metrics API says of a fleet.
+/// What the metrics API says of a fleet. `None`: nothing that an autoscaler should act upon.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Reading {
     /// Devices connected or on their way back.
-    pub connections: u64,
+    pub connections: Option<u64>,
     /// Messages per second, both directions.
-    pub messages_per_second: f64,
+    pub messages_per_second: Option<f64>,
     /// Devices that connect per second.
-    pub connects_per_second: f64,
+    pub connects_per_second: Option<f64>,
 }
 
 impl From<Measured> for Reading {
     fn from(measured: Measured) -> Self {
         Self {
-            connections: measured.connections + measured.handshaking + measured.owed,
-            messages_per_second: measured.messages_per_second,
-            connects_per_second: measured.connects_per_second,
+            connections: Some(measured.connections + measured.handshaking + measured.owed),
+            messages_per_second: Some(measured.messages_per_second),
+            connects_per_second: Some(measured.connects_per_second),
         }
     }
 }

@@ -164,6 +164,8 @@ pub struct DeploymentFacts {
 pub struct PodFacts {
     /// Its name.
     pub name: String,
+    /// Its node, once it has one.
+    pub node: Option<String>,
     /// Its condition Ready.
     pub ready: bool,
     /// When `ready` became what it is.

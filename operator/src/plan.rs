@@ -1,6 +1,7 @@
 //! `operator plan`: how many pods, and how long drains, rollouts and losses take within the budget.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
     fs::File,
     io::{self, Read},
@@ -189,10 +190,14 @@ fn question(gateway: &ProtocolGateway, what_if: WhatIf) -> Question {
 }
 
 /// The same of the fleet as it is, for its status.
-pub(crate) fn outlook_now(gateway: &ProtocolGateway, connections: Option<i64>) -> Option<status::Outlook> {
+pub(crate) fn outlook_now(
+    gateway: &ProtocolGateway,
+    observed: &Observed,
+    connections: Option<i64>,
+) -> Option<status::Outlook> {
     let connections = u64::try_from(connections?).ok()?;
     let pods = u32::try_from(gateway.spec.replicas).ok();
-    let outlook = whatif::outlook(&question(gateway, WhatIf { connections, pods, nodes: None }));
+    let outlook = whatif::outlook(&question(gateway, WhatIf { connections, pods, nodes: nodes(observed) }));
     Some(status::Outlook {
         pods_needed: i32::try_from(outlook.pods_needed).unwrap_or(i32::MAX),
         drain_seconds: outlook.drain_s,
@@ -202,15 +207,24 @@ pub(crate) fn outlook_now(gateway: &ProtocolGateway, connections: Option<i64>) -
     })
 }
 
+/// Nodes that pods run on; `None` where none is known.
+fn nodes(observed: &Observed) -> Option<u32> {
+    let running = observed.pods.iter().filter(|pod| !pod.terminating);
+    let nodes: BTreeSet<&str> = running.filter_map(|pod| pod.node.as_deref()).collect();
+    u32::try_from(nodes.len()).ok().filter(|nodes| *nodes > 0)
+}
+
 /// What does not fit of the fleet as it is, and what to do. A fleet of none is not wrong.
 pub(crate) fn problems_now(gateway: &ProtocolGateway, observed: &Observed) -> Vec<String> {
     let loads = observed.pods.iter().filter_map(|pod| pod.load.as_ref());
     let connections = loads.map(|load| u64::try_from(load.connections).unwrap_or(0)).sum();
     let pods = u32::try_from(gateway.spec.replicas).ok().filter(|pods| *pods > 0);
     let Some(pods) = pods else { return Vec::new() };
-    let outlook = whatif::outlook(&question(gateway, WhatIf { connections, pods: Some(pods), nodes: None }));
-    // a single pod is what the user chose
-    outlook.problems.into_iter().filter(|problem| pods > 1 || !problem.starts_with("when ")).collect()
+    let nodes = nodes(observed);
+    let outlook = whatif::outlook(&question(gateway, WhatIf { connections, pods: Some(pods), nodes }));
+    // a single pod is what the user chose, and a single node may be all that there is
+    let alone = pods == 1 || nodes == Some(1);
+    outlook.problems.into_iter().filter(|problem| !alone || !problem.starts_with("when ")).collect()
 }
 
 /// For people.

@@ -9,6 +9,7 @@ mod counters;
 mod driver;
 mod line;
 mod load;
+mod lost;
 mod order;
 mod owed;
 mod probe;
@@ -35,6 +36,7 @@ pub use self::{
     book::{Measured, Report},
     counters::Counters,
     load::{ConfigReport, DrainReport, DrainState, Load, Nonsense, Upstream},
+    lost::Lost,
     order::{Order, OrderError},
 };
 use crate::observe::Certificate;
@@ -126,7 +128,7 @@ impl Pods {
         let gone: Vec<String> = watched.tasks.keys().filter(|pod| !wanted.contains(pod.as_str())).cloned().collect();
         for pod in gone {
             watched.tasks.remove(&pod);
-            watched.book.forget(&pod);
+            watched.book.forget(&pod, Instant::now());
         }
         for target in targets {
             match watched.tasks.get(&target.pod) {
@@ -174,6 +176,14 @@ impl Pods {
         Some(self.0.fleets().get_mut(fleet)?.book.measured(Instant::now()))
     }
 
+    /// Pods of a fleet that went, since this was asked the last time, with devices that no drain had let go at `per_second`
+    /// or less: killed, started anew, cut off by their deadline; or not ready and not heard of for long.
+    pub fn lost(&self, fleet: &Fleet, per_second: u64, is_ready: impl Fn(&str) -> bool) -> Vec<Lost> {
+        let mut fleets = self.0.fleets();
+        let book = fleets.get_mut(fleet).map(|watched| &mut watched.book);
+        book.map(|book| book.lost(per_second, is_ready, Instant::now())).unwrap_or_default()
+    }
+
     /// A fleet about which there is something new that a reconcile should see; each at most once a second. One caller at a
     /// time.
     pub async fn changed(&self) -> Fleet {
@@ -218,7 +228,7 @@ impl Inner {
 
     /// A pod did not answer, or with nonsense.
     fn failed(&self, fleet: &Fleet, pod: &str, problem: &str) {
-        self.note(fleet, pod, |book, _| book.failed(pod, problem));
+        self.note(fleet, pod, |book, now| book.failed(pod, problem, now));
     }
 
     /// A listener of a pod was seen to serve a certificate.

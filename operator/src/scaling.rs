@@ -106,23 +106,10 @@ fn duration(time: Millis) -> Duration {
     Duration::from_millis(u64::try_from(time).unwrap_or(0))
 }
 
-/// How the fleet gets on with the upstream.
+/// How the fleet gets on with the upstream, as far as its pods were asked.
 pub fn upstream(observed: &Observed) -> Upstream {
     let loads: Vec<planner::Load> = observed.pods.iter().filter_map(|pod| pod.load.as_ref()).map(facts::load).collect();
     upstream::of(loads.iter())
-}
-
-/// What autoscalers are told where so many devices are connected or about to come back. `last_well`: the number before the
-/// upstream became the bottleneck.
-pub fn reported_connections(
-    gateway: &ProtocolGateway,
-    connections: u64,
-    upstream: Upstream,
-    last_well: Option<u64>,
-) -> u64 {
-    let replicas = u32::try_from(gateway.spec.replicas).unwrap_or(0);
-    let target = bounds(gateway).map(|bounds| bounds.target);
-    upstream::reported(connections, upstream, replicas, target, last_well)
 }
 
 /// What the ProtocolGateway's `/scale` is to ask for where the operator scales by itself; `None`: it does not.

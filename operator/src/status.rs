@@ -41,7 +41,7 @@ pub fn status(
         last_scale: last_scale(observed, decided).or(before.last_scale),
         drains: plan.drains.clone(),
         last_rebalance: plan.last_rebalance.clone(),
-        outlook: crate::plan::outlook_now(gateway, connections(&observed.pods)),
+        outlook: crate::plan::outlook_now(gateway, observed, connections(&observed.pods)),
     }
 }
 

@@ -145,7 +145,8 @@ impl Replica {
 async fn both_versions_are_available_and_answer_what_clients_ask() {
     alone("metrics", async |story| {
         let replica = Replica::available(story).await?;
-        let reading = Reading { connections: 41_500, messages_per_second: 1.5, connects_per_second: 0.0 };
+        let reading =
+            Reading { connections: Some(41_500), messages_per_second: Some(1.5), connects_per_second: Some(0.0) };
         replica.says(story, "a", reading);
         for (version, name) in [("v1beta2", "/items/0/metric/name"), ("v1beta1", "/items/0/metricName")] {
             let list = raw(&story.client, &path(version, &story.namespace, "a", "gateway_connections")).await?;
@@ -182,7 +183,7 @@ async fn both_versions_are_available_and_answer_what_clients_ask() {
 async fn discovery_is_for_everybody_and_metrics_are_for_those_who_may() {
     alone("access", async |story| {
         let replica = Replica::available(story).await?;
-        replica.says(story, "a", Reading { connections: 7, ..Reading::default() });
+        replica.says(story, "a", Reading { connections: Some(7), ..Reading::default() });
         for (path, status) in [
             ("/apis", 406),
             ("/apis/custom.metrics.k8s.io", 200),
@@ -246,7 +247,7 @@ async fn discovery_is_for_everybody_and_metrics_are_for_those_who_may() {
 async fn who_has_a_certificate_of_the_front_proxys_ca_speaks_for_others_as_soon_as_the_ca_is_known() {
     alone("front-proxy", async |story| {
         let replica = Replica::available(story).await?;
-        replica.says(story, "a", Reading { connections: 7, ..Reading::default() });
+        replica.says(story, "a", Reading { connections: Some(7), ..Reading::default() });
         let path = path("v1beta2", &story.namespace, "a", "gateway_connections");
         let (name, bundle) = (format!("operator.{}.svc", story.namespace), bundle(story).await?);
         let another = Pki::new();
@@ -286,7 +287,7 @@ async fn who_has_a_certificate_of_the_front_proxys_ca_speaks_for_others_as_soon_
 async fn a_real_autoscaler_follows_the_connections() {
     alone("autoscaler", async |story| {
         let replica = Replica::available(story).await?;
-        replica.says(story, "a", Reading { connections: 300, ..Reading::default() });
+        replica.says(story, "a", Reading { connections: Some(300), ..Reading::default() });
         let definitions: Api<CustomResourceDefinition> = Api::all(story.client.clone());
         let definition = crds::definition();
         let parameters = PatchParams::apply("test").force();
@@ -322,7 +323,7 @@ async fn a_real_autoscaler_follows_the_connections() {
         println!("the autoscaler asked for 6 pods {:?} after it was made", begun.elapsed());
         let status = json!({"status": {"replicas": 6}});
         gateways.patch_status("a", &PatchParams::default(), &Patch::Merge(status)).await?;
-        replica.says(story, "a", Reading { connections: 100, ..Reading::default() });
+        replica.says(story, "a", Reading { connections: Some(100), ..Reading::default() });
         story.until(gateways, "a", "100 connections ask for 2", PATIENCE, asks_for(2)).await?;
         Ok(())
     })
@@ -413,7 +414,7 @@ async fn every_replica_serves_and_only_the_leader_writes() {
         ensure!(services(&story.client).get_opt(&service_name("v1beta2")).await?.is_none(), "it wrote");
         let leader = Replica::start(story, true, true).await?;
         leader.is_available(story).await?;
-        follower.says(story, "a", Reading { connections: 9, ..Reading::default() });
+        follower.says(story, "a", Reading { connections: Some(9), ..Reading::default() });
         let mut who = follower.custom_metrics.clone();
         tokio::time::timeout(PATIENCE, who.wait_for(|who| *who == CustomMetrics::Ours)).await??;
         let (status, _) = follower.get(story, "/readyz", &[]).await?;
@@ -428,7 +429,7 @@ async fn every_replica_serves_and_only_the_leader_writes() {
 async fn a_lost_certificate_is_made_anew_and_served_without_a_break() {
     alone("renewed", async |story| {
         let replica = Replica::available(story).await?;
-        replica.says(story, "a", Reading { connections: 9, ..Reading::default() });
+        replica.says(story, "a", Reading { connections: Some(9), ..Reading::default() });
         let name = format!("operator.{}.svc", story.namespace);
         let bundle = bundle(story).await?;
         let served = async || {
@@ -456,7 +457,7 @@ async fn a_lost_certificate_is_made_anew_and_served_without_a_break() {
 async fn a_lost_ca_is_made_anew_and_the_api_server_trusts_the_new_one() {
     alone("new-ca", async |story| {
         let replica = Replica::available(story).await?;
-        replica.says(story, "a", Reading { connections: 9, ..Reading::default() });
+        replica.says(story, "a", Reading { connections: Some(9), ..Reading::default() });
         let trusted = async || {
             let service = services(&story.client).get(&service_name("v1beta2")).await?;
             anyhow::Ok(service.spec.and_then(|spec| spec.ca_bundle).context("it says whom to trust")?.0)

@@ -170,6 +170,7 @@ pub(super) const FIELDS: &[Field] = &[
     number("scaling.minReplicas", 1, 1000, ""),
     number("scaling.maxReplicas", 1, 1000, ""),
     number("scaling.connectionsPerReplica", 1, 1_000_000, ""),
+    number("scaling.cpuUtilization", 1, 100, ""),
     time("scaling.scaleDownAfter", "0s", "1h", ""),
     number("reconnects.perSecond", 1, 100_000, ""),
     time("reconnects.drainTimeout", "1s", "24h", ""),

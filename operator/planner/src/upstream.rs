@@ -28,19 +28,26 @@ pub fn of<'a>(loads: impl Iterator<Item = &'a Load>) -> Upstream {
 /// keeps the pods that there are while it is away, when the number of connections says nothing about how many there will be.
 ///
 /// `replicas` is what is wanted now, `target` the connections that a pod is to hold; without a target (an autoscaler of the
-/// user's, whose target is not known here) the number is held at `last_well`, the last one before.
+/// user's, whose target is not known here) the number is held at `last_well`, the last one before. `None`: nothing is known to
+/// hold it at, and the number itself would mislead; an autoscaler that is told nothing rests.
 pub fn reported(
     connections: u64,
     upstream: Upstream,
     replicas: u32,
     target: Option<u64>,
     last_well: Option<u64>,
-) -> u64 {
+) -> Option<u64> {
     let keeps = target.map(|target| target.saturating_mul(u64::from(replicas))).or(last_well);
-    match (upstream, keeps) {
-        (Upstream::Throttled, Some(keeps)) => connections.min(keeps),
-        (Upstream::Away, Some(keeps)) => keeps,
-        (Upstream::Well, _) | (_, None) => connections,
+    held(connections, upstream, keeps)
+}
+
+/// What autoscalers are told of any number that makes a fleet grow: never more than it `keeps` while the upstream takes less than
+/// it is sent, just that while it is away. See [`reported`].
+pub fn held<T: PartialOrd>(number: T, upstream: Upstream, keeps: Option<T>) -> Option<T> {
+    match upstream {
+        Upstream::Well => Some(number),
+        Upstream::Throttled => keeps.map(|keeps| if number < keeps { number } else { keeps }),
+        Upstream::Away => keeps,
     }
 }
 
@@ -72,17 +79,34 @@ mod tests {
     fn the_number_never_asks_for_more_pods_while_the_upstream_is_the_bottleneck() {
         use Upstream::{Away, Throttled, Well};
         for (connections, upstream, target, last_well, expected) in [
-            (900, Well, Some(100), None, 900),
-            (900, Throttled, Some(100), None, 300),
-            (200, Throttled, Some(100), None, 200),
-            (200, Away, Some(100), None, 300),
-            (900, Away, Some(100), Some(7), 300),
-            (900, Throttled, None, Some(250), 250),
-            (100, Throttled, None, Some(250), 100),
-            (900, Throttled, None, None, 900),
+            (900, Well, Some(100), None, Some(900)),
+            (900, Well, None, None, Some(900)),
+            (900, Throttled, Some(100), None, Some(300)),
+            (200, Throttled, Some(100), None, Some(200)),
+            (200, Away, Some(100), None, Some(300)),
+            (900, Away, Some(100), Some(7), Some(300)),
+            (900, Throttled, None, Some(250), Some(250)),
+            (100, Throttled, None, Some(250), Some(100)),
+            (100, Away, None, Some(250), Some(250)),
+            (900, Throttled, None, None, None),
+            (900, Away, None, None, None),
         ] {
             let reported = reported(connections, upstream, 3, target, last_well);
             assert_eq!(reported, expected, "{connections} {upstream:?} {target:?} {last_well:?}");
+        }
+    }
+
+    #[test]
+    fn rates_are_held_at_what_they_were_when_the_upstream_was_well() {
+        use Upstream::{Away, Throttled, Well};
+        for (rate, upstream, last_well, expected) in [
+            (90.5, Well, Some(10.0), Some(90.5)),
+            (90.5, Throttled, Some(10.0), Some(10.0)),
+            (4.5, Throttled, Some(10.0), Some(4.5)),
+            (0.0, Away, Some(10.0), Some(10.0)),
+            (90.5, Throttled, None, None),
+        ] {
+            assert_eq!(held(rate, upstream, last_well), expected, "{rate} {upstream:?} {last_well:?}");
         }
     }
 }

@@ -83,7 +83,9 @@ pub fn outlook(question: &Question) -> Outlook {
         drain_s: LEAVE_S + seconds_for(per_pod, question.per_second),
         rollout_s: replace_s + seconds_for(question.connections, question.per_second),
         pods_per_node,
-        node_drain_s: START_S + question.min_ready_s + seconds_for(lost, question.per_second),
+        // one pod may be missing at a time, so each waits until the one before it is replaced
+        node_drain_s: i64::from(pods_per_node) * (START_S + question.min_ready_s)
+            + seconds_for(lost, question.per_second),
         node_loss_devices: lost,
         node_loss_s: wait_s + seconds_for(lost, pace),
         problems: Vec::new(),
@@ -275,5 +277,19 @@ mod tests {
     fn pods_that_share_nodes_go_together() {
         let outlook = outlook(&Question { nodes: Some(3), ..question() });
         assert_eq!((outlook.pods_per_node, outlook.node_loss_devices, outlook.node_loss_s), (4, 20_000, 7));
+        assert_eq!(outlook.node_drain_s, 4 * 15 + 200);
+    }
+
+    #[test]
+    fn a_node_is_drained_pod_by_pod() {
+        let check = |pods, nodes, expected| {
+            let outlook = outlook(&Question { pods: Some(pods), nodes, connections: 1000, ..question() });
+            assert_eq!(outlook.node_drain_s, expected, "{pods} pods on {nodes:?} nodes");
+        };
+        check(4, None, 15 + 3);
+        check(4, Some(4), 15 + 3);
+        check(4, Some(2), 2 * 15 + 5);
+        check(5, Some(2), 3 * 15 + 6);
+        check(4, Some(1), 4 * 15 + 10);
     }
 }

@@ -41,8 +41,8 @@ impl World {
         }
         let name = Name::of(&gateway.metadata);
         let fleet = Fleet::from(&name);
-        let connections = self.pods.measured(&fleet).map(|measured| Reading::from(measured).connections);
-        let reported = connections.map(|connections| self.meter.reported(&fleet, connections));
+        let connections = self.pods.measured(&fleet).and_then(|measured| Reading::from(measured).connections);
+        let reported = connections.and_then(|connections| self.meter.reported(&fleet, connections));
         let from = gateway.spec.replicas;
         let to = scaling::autoscale(gateway, &mut book.history, reported, scaling::millis(observed.now));
         if let Some(to) = to.filter(|to| *to != from) {

@@ -3,17 +3,18 @@
 use crds::ProtocolGateway;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::Api;
+use kube::{Api, Resource};
 use planner::budget;
 use tracing::{debug, info, warn};
 
 use super::World;
 use crate::{
     error::{Kind as Failure, ReconcileError, Step},
+    events,
     kinds::POD,
-    observe::mirror::Name,
+    observe::{Observed, mirror::Name},
     orders::{self, Book},
-    pods::{Fleet, Order},
+    pods::{Fleet, Lost, Order},
     scaling::{self, Plan},
 };
 
@@ -64,10 +65,27 @@ impl World {
         Err(ReconcileError { step: Step::Apply, kind: Failure::NotLeader, object: "orders".to_owned(), message })
     }
 
+    /// Pods that went with devices since the last look.
+    pub(super) fn lost(&self, gateway: &ProtocolGateway, observed: &Observed) -> Vec<Lost> {
+        let budget = u64::try_from(gateway.spec.reconnects.per_second).unwrap_or(0);
+        let is_ready = |name: &str| observed.pods.iter().any(|pod| pod.name == name && pod.ready);
+        self.pods.lost(&Fleet::from(&Name::of(&gateway.metadata)), budget, is_ready)
+    }
+
+    /// Says what could not be held to the budget.
+    pub(super) async fn report(&self, gateway: &ProtocolGateway, lost: &[Lost]) {
+        let name = Name::of(&gateway.metadata);
+        let count = lost.iter().map(|lost| lost.connections).sum();
+        self.metrics.connections_lost.with_label_values(&[&name.namespace, &name.name]).inc_by(count);
+        let Some(news) = events::lost(lost) else { return };
+        warn!(gateway = %name, connections = count, ?lost, "pods went with connections");
+        self.events.publish(&gateway.object_ref(&()), vec![news]).await;
+    }
+
     /// Which drains are under way, and what of the budget nobody uses.
     pub(super) fn count(&self, gateway: &ProtocolGateway, plan: &Plan) {
         let name = Name::of(&gateway.metadata);
-        self.metrics.forget(&name.namespace, &name.name);
+        self.metrics.forget_drains(&name.namespace, &name.name);
         let mut taken = 0;
         for drain in &plan.drains {
             taken += drain.rate_per_second;

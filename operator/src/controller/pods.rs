@@ -11,7 +11,9 @@ use rustls::ClientConfig;
 
 use super::World;
 use crate::{
-    desired, metrics_api, names,
+    desired,
+    metrics_api::{self, Reading},
+    names,
     observe::{DrainFacts, Load, Observed, mirror::Name, pods::SeenPod},
     pods::{DrainState, Fleet, Pods, Report, Target},
     scaling,
@@ -42,7 +44,8 @@ impl World {
                 pod.served.clone_from(&report.served);
             }
         }
-        self.meter.note(&name, gateway, observed);
+        let reading = self.pods.measured(&fleet).map(Reading::from);
+        self.meter.note(&name, gateway, observed, reading);
     }
 }
 
@@ -90,8 +93,70 @@ struct Held {
     replicas: u32,
     /// Connections that a pod is to hold.
     target: Option<u64>,
-    /// Connections before the upstream became the bottleneck.
-    last_well: Option<u64>,
+    /// Whether every pod said how it gets on with the upstream.
+    heard: bool,
+    /// What was read before the upstream became the bottleneck.
+    last_well: Reading,
+}
+
+impl Held {
+    /// What was seen of a fleet that is read so, after what was `before`.
+    fn new(gateway: &ProtocolGateway, observed: &Observed, reading: Option<Reading>, before: Option<Self>) -> Self {
+        let mut running = observed.pods.iter().filter(|pod| !pod.stopped).peekable();
+        let heard = running.peek().is_some() && running.all(|pod| pod.load.is_some());
+        let silent = observed.pods.iter().all(|pod| pod.load.is_none());
+        // pods that nobody asked yet are as the status says
+        let upstream = if silent { upstream_before(gateway) } else { scaling::upstream(observed) };
+        let mut held = Self {
+            upstream,
+            replicas: u32::try_from(gateway.spec.replicas).unwrap_or(0),
+            target: scaling::bounds(gateway).map(|bounds| bounds.target),
+            heard,
+            last_well: before.map_or_else(|| read_before(gateway), |before| before.last_well),
+        };
+        held.read(reading);
+        held
+    }
+
+    /// What is read while all is well is kept.
+    fn read(&mut self, reading: Option<Reading>) {
+        if let Some(reading) = reading.filter(|_| self.heard && self.upstream == Upstream::Well) {
+            self.last_well = reading;
+        }
+    }
+
+    fn connections(&self, connections: u64) -> Option<u64> {
+        let Self { upstream, replicas, target, last_well, .. } = *self;
+        upstream::reported(connections, upstream, replicas, target, last_well.connections)
+    }
+
+    /// What autoscalers are told of what is read.
+    fn told(&self, reading: Reading) -> Reading {
+        let rate = |now: Option<f64>, before| upstream::held(now?, self.upstream, before);
+        Reading {
+            connections: reading.connections.and_then(|connections| self.connections(connections)),
+            messages_per_second: rate(reading.messages_per_second, self.last_well.messages_per_second),
+            connects_per_second: rate(reading.connects_per_second, self.last_well.connects_per_second),
+        }
+    }
+}
+
+/// How the fleet got on with the upstream by the last status.
+fn upstream_before(gateway: &ProtocolGateway) -> Upstream {
+    let mut conditions = gateway.status.iter().flat_map(|status| &status.conditions);
+    let saturated = conditions.find(|condition| condition.type_ == "UpstreamSaturated" && condition.status == "True");
+    match saturated.map(|saturated| saturated.reason.as_str()) {
+        None => Upstream::Well,
+        Some("Away") => Upstream::Away,
+        Some(_) => Upstream::Throttled,
+    }
+}
+
+/// What the last status says, if the upstream was well then: connections that came since are no reason for more pods.
+fn read_before(gateway: &ProtocolGateway) -> Reading {
+    let connections = gateway.status.as_ref().and_then(|status| u64::try_from(status.connections?).ok());
+    let connections = connections.filter(|_| upstream_before(gateway) == Upstream::Well);
+    Reading { connections, ..Reading::default() }
 }
 
 impl Meters {
@@ -99,38 +164,105 @@ impl Meters {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, name: &Name, gateway: &ProtocolGateway, observed: &Observed) {
-        let connections: i64 = observed.pods.iter().filter_map(|pod| Some(pod.load.as_ref()?.connections)).sum();
+    fn note(&self, name: &Name, gateway: &ProtocolGateway, observed: &Observed, reading: Option<Reading>) {
         let mut fleets = self.fleets();
-        let upstream = scaling::upstream(observed);
-        let last_well = match upstream {
-            Upstream::Well => u64::try_from(connections).ok(),
-            _ => fleets.get(name).and_then(|held| held.last_well),
-        };
-        let replicas = u32::try_from(gateway.spec.replicas).unwrap_or(0);
-        let target = scaling::bounds(gateway).map(|bounds| bounds.target);
-        fleets.insert(name.clone(), Held { upstream, replicas, target, last_well });
+        let held = Held::new(gateway, observed, reading, fleets.get(name).copied());
+        fleets.insert(name.clone(), held);
     }
 
     pub(super) fn forget(&self, name: &Name) {
         self.fleets().remove(name);
     }
 
-    /// What an autoscaler is told where so many devices are connected or about to come back.
-    pub fn reported(&self, fleet: &Fleet, connections: u64) -> u64 {
+    /// What an autoscaler is told where so many devices are connected or about to come back; `None`: nothing.
+    pub fn reported(&self, fleet: &Fleet, connections: u64) -> Option<u64> {
         let held = self.fleets().get(&Name::new(&fleet.namespace, &fleet.name)).copied();
-        held.map_or(connections, |held| {
-            upstream::reported(connections, held.upstream, held.replicas, held.target, held.last_well)
-        })
+        held.map_or(Some(connections), |held| held.connections(connections))
     }
 
     /// What the metrics API says of a fleet now.
     pub fn meter(&self, pods: &Pods) -> metrics_api::Meter {
         let (meters, pods) = (self.clone(), pods.clone());
         Arc::new(move |fleet| {
-            let mut reading = metrics_api::Reading::from(pods.measured(fleet)?);
-            reading.connections = meters.reported(fleet, reading.connections);
-            Some(reading)
+            let reading = Reading::from(pods.measured(fleet)?);
+            let mut fleets = meters.fleets();
+            let Some(held) = fleets.get_mut(&Name::new(&fleet.namespace, &fleet.name)) else { return Some(reading) };
+            held.read(Some(reading));
+            Some(held.told(reading))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::observe::PodFacts;
+
+    fn gateway(spec: &Value, status: &Value) -> ProtocolGateway {
+        let mut gateway = json!({
+            "apiVersion": crds::API_VERSION, "kind": crds::KIND, "metadata": {"name": "a"},
+            "spec": {"upstream": {"iotHub": {"hostName": "hub.azure-devices.net"}}, "replicas": 3},
+            "status": status,
+        });
+        gateway["spec"]["scaling"] = spec.clone();
+        serde_json::from_value(gateway).expect("it is one")
+    }
+
+    fn status(saturated: &str, connections: i64) -> Value {
+        let reason = if saturated == "True" { "Throttled" } else { "NotSaturated" };
+        let time = "2026-11-21T12:00:00Z";
+        let condition = json!({
+            "type": "UpstreamSaturated", "status": saturated, "reason": reason, "message": "", "lastTransitionTime": time,
+        });
+        json!({"conditions": [condition], "connections": connections})
+    }
+
+    /// One pod: `None`, it said nothing yet; or whether it is throttled.
+    fn observed(throttled: Option<bool>) -> Observed {
+        let load = throttled.map(|upstream_throttled| Load { upstream_throttled, ..Load::default() });
+        Observed { pods: vec![PodFacts { load, ..PodFacts::default() }], ..Observed::default() }
+    }
+
+    fn reading(connections: u64, rate: f64) -> Reading {
+        let rate = Some(rate);
+        Reading { connections: Some(connections), messages_per_second: rate, connects_per_second: rate }
+    }
+
+    /// What is told after each look of an operator that begins anew.
+    fn run(gateway: &ProtocolGateway, looks: &[(Option<bool>, Reading)]) -> Vec<Reading> {
+        let mut held = None;
+        let look = |(throttled, reading): &(Option<bool>, Reading)| {
+            let now = Held::new(gateway, &observed(*throttled), Some(*reading), held);
+            held = Some(now);
+            now.told(*reading)
+        };
+        looks.iter().map(look).collect()
+    }
+
+    #[test]
+    fn rates_and_connections_do_not_grow_while_the_hub_throttles() {
+        let gateway = gateway(&Value::Null, &Value::Null);
+        let looks =
+            [(Some(false), reading(250, 10.0)), (Some(true), reading(900, 90.0)), (Some(true), reading(90, 1.0))];
+        assert_eq!(run(&gateway, &looks), [reading(250, 10.0), reading(250, 10.0), reading(90, 1.0)]);
+        assert_eq!(run(&gateway, &[(Some(false), reading(900, 90.0))]), [reading(900, 90.0)]);
+    }
+
+    #[test]
+    fn an_operator_that_begins_while_the_hub_throttles_tells_nothing_that_makes_pods() {
+        let throttled = [(None, reading(900, 0.0)), (Some(true), reading(900, 90.0))];
+        let check = |gateway: &ProtocolGateway, connections: [Option<u64>; 2]| {
+            let told = run(gateway, &throttled);
+            assert_eq!(told.iter().map(|told| told.connections).collect::<Vec<_>>(), connections);
+            assert_eq!((told[1].messages_per_second, told[1].connects_per_second), (None, None));
+        };
+        // it throttled before, so what the status says is too many
+        check(&gateway(&Value::Null, &status("True", 900)), [None, None]);
+        check(&gateway(&Value::Null, &status("False", 250)), [Some(900), Some(250)]);
+        check(&gateway(&Value::Null, &Value::Null), [Some(900), None]);
+        let scaling = json!({"minReplicas": 1, "maxReplicas": 9, "connectionsPerReplica": 100});
+        check(&gateway(&scaling, &status("True", 900)), [Some(300), Some(300)]);
     }
 }

@@ -6,7 +6,7 @@ use k8s_openapi::{
         autoscaling::v2::{
             CrossVersionObjectReference, HPAScalingPolicy, HPAScalingRules, HorizontalPodAutoscaler,
             HorizontalPodAutoscalerBehavior, HorizontalPodAutoscalerSpec, MetricIdentifier, MetricSpec, MetricTarget,
-            ObjectMetricSource,
+            ObjectMetricSource, ResourceMetricSource,
         },
         policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
     },
@@ -14,10 +14,10 @@ use k8s_openapi::{
 };
 use kube::core::DynamicObject;
 
-use planner::{Millis, autoscale};
+use planner::{Millis, autoscale, upstream::Upstream};
 
 use super::{Context, object};
-use crate::{names, observe::CustomMetrics};
+use crate::{names, observe::CustomMetrics, scaling};
 
 /// Object metric on the ProtocolGateway: devices connected, on draining pods too. The name is API.
 const METRIC: &str = "gateway_connections";
@@ -35,7 +35,7 @@ pub(super) fn objects(context: &Context<'_>) -> Vec<DynamicObject> {
 /// Only where this operator serves the metric; elsewhere it scales by itself. Where somebody else's autoscaler aims at the
 /// fleet, that one scales: two would write the same number by turns.
 fn autoscaler(context: &Context<'_>) -> Option<DynamicObject> {
-    let scaling = context.gateway.spec.scaling.as_ref()?;
+    let wanted = context.gateway.spec.scaling.as_ref()?;
     let observed = context.observed;
     if observed.apis.custom_metrics != CustomMetrics::Ours || !observed.autoscalers.of_gateway.is_empty() {
         return None;
@@ -45,29 +45,38 @@ fn autoscaler(context: &Context<'_>) -> Option<DynamicObject> {
         kind: crds::KIND.to_owned(),
         name: context.name.clone(),
     };
-    let scale_down_s = scaling.scale_down_after.duration().map_or(900, |after| after.as_secs().min(3600) as i32);
+    let scale_down_s = wanted.scale_down_after.duration().map_or(900, |after| after.as_secs().min(3600) as i32);
+    // an upstream that is the bottleneck makes pods work in vain: more of them would not help
+    let cpu = wanted.cpu_utilization.filter(|_| scaling::upstream(observed) == Upstream::Well);
+    let connections = connections(&target, wanted.connections_per_replica);
     let spec = HorizontalPodAutoscalerSpec {
-        scale_target_ref: target.clone(),
-        min_replicas: Some(scaling.min_replicas),
-        max_replicas: scaling.max_replicas,
-        metrics: Some(vec![MetricSpec {
-            type_: "Object".to_owned(),
-            object: Some(ObjectMetricSource {
-                described_object: target,
-                metric: MetricIdentifier { name: METRIC.to_owned(), selector: None },
-                target: MetricTarget {
-                    // ceil(connections / target): what pods are ready or ending does not matter
-                    type_: "AverageValue".to_owned(),
-                    average_value: Some(Quantity(scaling.connections_per_replica.to_string())),
-                    ..MetricTarget::default()
-                },
-            }),
-            ..MetricSpec::default()
-        }]),
+        scale_target_ref: target,
+        min_replicas: Some(wanted.min_replicas),
+        max_replicas: wanted.max_replicas,
+        metrics: Some([Some(connections), cpu.map(cpu_utilization)].into_iter().flatten().collect()),
         behavior: Some(behavior(scale_down_s)),
     };
     let metadata = names::owned(context.gateway, &context.name);
     Some(object(&HorizontalPodAutoscaler { metadata, spec: Some(spec), status: None }))
+}
+
+fn connections(of: &CrossVersionObjectReference, target: i64) -> MetricSpec {
+    let target = MetricTarget {
+        // ceil(connections / target): what pods are ready or ending does not matter
+        type_: "AverageValue".to_owned(),
+        average_value: Some(Quantity(target.to_string())),
+        ..MetricTarget::default()
+    };
+    let metric = MetricIdentifier { name: METRIC.to_owned(), selector: None };
+    let object = Some(ObjectMetricSource { described_object: of.clone(), metric, target });
+    MetricSpec { type_: "Object".to_owned(), object, ..MetricSpec::default() }
+}
+
+fn cpu_utilization(percent: i32) -> MetricSpec {
+    let target =
+        MetricTarget { type_: "Utilization".to_owned(), average_utilization: Some(percent), ..MetricTarget::default() };
+    let resource = Some(ResourceMetricSource { name: "cpu".to_owned(), target });
+    MetricSpec { type_: "Resource".to_owned(), resource, ..MetricSpec::default() }
 }
 
 /// Up at once and by as much again; down pod by pod, after long quiet: devices must reconnect. Where the

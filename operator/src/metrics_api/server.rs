@@ -185,14 +185,22 @@ impl Server {
                 cut(&fleet.to_string())
             ))
         })?;
-        Ok(bodies::value(wanted, metric, reading.of(metric), Timestamp::now()))
+        let value = reading.of(metric).ok_or_else(|| {
+            Refusal::not_found(format!(
+                "{} of {} {} is not told: the upstream is the bottleneck, and what it was before is not known",
+                metric.name(),
+                crds::KIND,
+                cut(&fleet.to_string())
+            ))
+        })?;
+        Ok(bodies::value(wanted, metric, value, Timestamp::now()))
     }
 }
 
 impl Reading {
-    fn of(&self, metric: Metric) -> f64 {
+    fn of(&self, metric: Metric) -> Option<f64> {
         match metric {
-            Metric::Connections => self.connections as f64,
+            Metric::Connections => self.connections.map(|connections| connections as f64),
             Metric::MessagesPerSecond => self.messages_per_second,
             Metric::ConnectsPerSecond => self.connects_per_second,
         }

@@ -36,6 +36,7 @@ pub fn seen(pod: &Pod) -> SeenPod {
     SeenPod {
         facts: PodFacts {
             name: metadata.name.clone().unwrap_or_default(),
+            node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
             ready: ready.is_some_and(|ready| ready.status == "True"),
             ready_changed: ready.and_then(|ready| Some(ready.last_transition_time.as_ref()?.0)),
             stopped: !status.container_statuses.iter().flatten().any(runs),
@@ -134,5 +135,15 @@ mod tests {
         assert!(seen.facts.ready && !seen.facts.terminating);
         assert_eq!(seen.address, Some(IpAddr::from([10, 0, 0, 7])));
         assert!(!pod(&json!({"conditions": [{"type": "Ready", "status": "False"}]})).facts.ready);
+    }
+
+    #[test]
+    fn a_pod_has_a_node_once_it_is_scheduled() {
+        let node = |spec: &Value| {
+            let pod = json!({"metadata": {"name": "gw-0"}, "spec": spec});
+            seen(&serde_json::from_value(pod).expect("it is a pod")).facts.node
+        };
+        assert_eq!(node(&json!({"containers": []})), None);
+        assert_eq!(node(&json!({"containers": [], "nodeName": "node-1"})).as_deref(), Some("node-1"));
     }
 }

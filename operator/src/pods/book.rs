@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     load::Load,
+    lost::{Gone, Lost, UNREACHABLE_AFTER},
     owed::Owed,
     rates::Rates,
     told::{self, Facts, Told},
@@ -62,6 +63,8 @@ pub struct Measured {
 pub(super) struct Book {
     pages: BTreeMap<String, Page>,
     owed: Owed,
+    /// Pods that went with devices and of which nothing was said yet: each reconcile takes them.
+    gone: BTreeMap<String, Gone>,
     /// There is something to tell.
     news: bool,
     /// When something was told.
@@ -74,6 +77,10 @@ struct Page {
     load: Option<Load>,
     /// When it answered; when it was first asked, if it never did.
     heard_at: Instant,
+    /// When it did not answer for the first time since.
+    failed_at: Option<Instant>,
+    /// It was given up, with its devices.
+    given_up: bool,
     problem: Option<String>,
     served: BTreeMap<u16, Certificate>,
     rates: Rates,
@@ -91,6 +98,8 @@ impl Book {
             known,
             load: None,
             heard_at: now,
+            failed_at: None,
+            given_up: false,
             problem: None,
             served: BTreeMap::new(),
             rates: Rates::default(),
@@ -98,25 +107,47 @@ impl Book {
             told_at: now,
             news: false,
         };
-        self.pages.insert(pod.to_owned(), page);
+        if let Some(other) = self.pages.insert(pod.to_owned(), page) {
+            self.gone.extend(other.gone(now).map(|gone| (pod.to_owned(), gone)));
+        }
     }
 
     /// A pod is gone.
-    pub(super) fn forget(&mut self, pod: &str) {
-        self.pages.remove(pod);
+    pub(super) fn forget(&mut self, pod: &str, now: Instant) {
+        if let Some(page) = self.pages.remove(pod) {
+            self.gone.extend(page.gone(now).map(|gone| (pod.to_owned(), gone)));
+        }
+    }
+
+    /// Pods that went since the last time with devices that nobody let go at `per_second` or less. Those of which `is_ready`
+    /// is not true are given up if they have been silent for long.
+    pub(super) fn lost(&mut self, per_second: u64, is_ready: impl Fn(&str) -> bool, now: Instant) -> Vec<Lost> {
+        for (pod, page) in &mut self.pages {
+            if page.is_unreachable(now) && !is_ready(pod) {
+                self.gone.extend(page.gone(now).map(|gone| (pod.clone(), gone)));
+                page.given_up = true;
+            }
+        }
+        let lost = |(pod, gone): (String, Gone)| Lost { pod, connections: gone.lost(per_second) };
+        std::mem::take(&mut self.gone).into_iter().map(lost).filter(|lost| lost.connections > 0).collect()
     }
 
     pub(super) fn answered(&mut self, pod: &str, load: Load, now: Instant) {
         let Some(page) = self.pages.get_mut(pod) else { return };
         let growth = page.rates.add(&load, now);
         self.owed.add(growth.let_go, growth.connects, now);
+        if growth.anew {
+            self.gone.extend(page.gone(now).map(|gone| (pod.to_owned(), gone)));
+        }
         page.load = Some(load);
         page.heard_at = now;
+        (page.failed_at, page.given_up) = (None, false);
         page.problem = None;
     }
 
-    pub(super) fn failed(&mut self, pod: &str, problem: &str) {
+    pub(super) fn failed(&mut self, pod: &str, problem: &str, now: Instant) {
         if let Some(page) = self.pages.get_mut(pod) {
+            page.failed_at.get_or_insert(now);
             page.problem = Some(problem.to_owned());
         }
     }
@@ -169,6 +200,18 @@ impl Page {
 
     fn answers(&self, now: Instant) -> bool {
         self.load.is_some() && now.saturating_duration_since(self.heard_at) < STALE_AFTER
+    }
+
+    /// Silent for long, and not because it drains: an order that nobody renews makes it pause.
+    fn is_unreachable(&self, now: Instant) -> bool {
+        self.load.as_ref().is_some_and(|load| load.drain.is_none())
+            && now.saturating_duration_since(self.heard_at) >= UNREACHABLE_AFTER
+    }
+
+    /// What it was, if it went with devices of which nothing was said yet.
+    fn gone(&self, now: Instant) -> Option<Gone> {
+        let load = self.load.clone().filter(|load| load.connections > 0 && !self.given_up)?;
+        Some(Gone { load, lived: self.failed_at.unwrap_or(now).saturating_duration_since(self.heard_at) })
     }
 
     /// A new certificate is served only when it is served everywhere.
@@ -246,7 +289,7 @@ mod tests {
         book.begin("b", Some(7), begin);
         book.begin("c", None, begin);
         book.answered("a", load(5), begin);
-        book.failed("a", "connection refused");
+        book.failed("a", "connection refused", begin);
         let sum = book.measured(later);
         assert_eq!((sum.connections, sum.pods, sum.stale), (12, 3, 3));
         book.answered("b", load(3), later);
@@ -255,7 +298,7 @@ mod tests {
         let reports = book.reports(later);
         assert!(reports["a"].is_stale() && reports["c"].is_stale() && !reports["b"].is_stale());
         assert_eq!(reports["a"].problem.as_deref(), Some("connection refused"));
-        book.forget("a");
+        book.forget("a", later);
         assert_eq!(book.measured(later).connections, 3);
     }
 
@@ -269,12 +312,48 @@ mod tests {
         book.answered("a", Load { connections: 50, ..Load::default() }, second(0));
         book.answered("b", Load { connects_total: 9, ..Load::default() }, second(0));
         book.answered("a", Load { connections: 0, let_go_total: 50, ..Load::default() }, second(1));
-        book.forget("a");
+        book.forget("a", second(2));
         assert_eq!(book.measured(second(2)).owed, 50);
         book.answered("b", Load { connections: 20, connects_total: 29, ..Load::default() }, second(3));
         let sum = book.measured(second(3));
         assert_eq!((sum.connections, sum.owed), (20, 30));
         assert_eq!(book.measured(second(63)).owed, 0);
+    }
+
+    #[test]
+    fn a_pod_that_goes_with_devices_is_told_once_however_it_goes() {
+        let begin = Instant::now();
+        let second = |number| begin + Duration::from_secs(number);
+        let mut book = Book::default();
+        let lost = |book: &mut Book, ready: &[&str], at| {
+            let lost = book.lost(100, |pod| ready.contains(&pod), second(at));
+            lost.into_iter().map(|lost| (lost.pod, lost.connections)).collect::<Vec<_>>()
+        };
+        let one = |pod: &str, connections| vec![(pod.to_owned(), connections)];
+        let said = |connections, connects_total| Load { connects_total, ..load(connections) };
+        for pod in ["killed", "empty", "unheard", "restarted", "cut-off", "overloaded"] {
+            book.begin(pod, Some(9), begin);
+        }
+        book.answered("killed", said(50, 50), begin);
+        book.answered("empty", said(0, 70), begin);
+        book.answered("restarted", said(40, 60), begin);
+        book.answered("cut-off", said(30, 30), begin);
+        book.answered("overloaded", said(10, 10), begin);
+        assert_eq!(lost(&mut book, &[], 1), []);
+        ["killed", "empty", "unheard"].iter().for_each(|pod| book.forget(pod, second(1)));
+        assert_eq!(lost(&mut book, &[], 1), one("killed", 50));
+        assert_eq!(lost(&mut book, &[], 1), []);
+        book.answered("restarted", said(1, 1), second(3));
+        assert_eq!(lost(&mut book, &[], 3), one("restarted", 40));
+        // a node is lost: its pods become unready, and go when somebody removes them
+        book.failed("cut-off", "timed out", second(2));
+        assert_eq!(lost(&mut book, &["overloaded"], 31), one("cut-off", 30));
+        assert_eq!(lost(&mut book, &["overloaded"], 32), []);
+        book.forget("cut-off", second(300));
+        assert_eq!(lost(&mut book, &["overloaded"], 300), one("restarted", 1));
+        book.answered("restarted", said(2, 2), second(301));
+        book.forget("restarted", second(302));
+        assert_eq!(lost(&mut book, &["overloaded"], 302), one("restarted", 2));
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub(super) struct Rate {
 pub(super) struct Growth {
     pub(super) connects: u64,
     pub(super) let_go: u64,
+    /// The program behind the counters is another one.
+    pub(super) anew: bool,
 }
 
 impl Rates {
@@ -82,8 +84,9 @@ impl Sample {
 fn growth(last: &Sample, now: &Sample) -> Growth {
     // all of it is since the new start
     let zero = Sample { messages: 0, connects: 0, let_go: 0, ..*last };
-    let since = if now.started_anew(last) { zero } else { *last };
-    Growth { connects: now.connects - since.connects, let_go: now.let_go - since.let_go }
+    let anew = now.started_anew(last);
+    let since = if anew { zero } else { *last };
+    Growth { connects: now.connects - since.connects, let_go: now.let_go - since.let_go, anew }
 }
 
 #[cfg(test)]
@@ -117,7 +120,7 @@ mod tests {
         let mut rates = Rates::default();
         rates.add(&load(1000, 100, 10), begin);
         let growth = rates.add(&load(5, 7, 0), begin + Duration::from_secs(1));
-        assert_eq!(growth, Growth { connects: 7, let_go: 0 });
+        assert_eq!(growth, Growth { connects: 7, let_go: 0, anew: true });
         assert_eq!(rates.rate(), Rate::default());
         rates.add(&load(15, 8, 0), begin + Duration::from_secs(2));
         assert_eq!(rates.rate(), Rate { messages: 10.0, connects: 1.0 });

@@ -41,7 +41,7 @@ pub(super) fn conditions(
         ("UpstreamConnected", upstream_connected(observed)),
     ];
     if gateway.spec.scaling.is_some() {
-        verdicts.push(("MetricsApiAvailable", metrics_api(observed)));
+        verdicts.push(("MetricsApiAvailable", metrics_api(gateway, observed)));
     }
     verdicts.extend(scaling::verdicts(gateway, observed, plan));
     verdicts.into_iter().map(|(type_, verdict)| condition(gateway, observed, type_, verdict)).collect()
@@ -216,7 +216,16 @@ fn upstream_trouble(observed: &Observed) -> Option<String> {
     all.then(|| format!("no pod reaches the upstream: {first}; {UPSTREAM_ADVICE}"))
 }
 
-fn metrics_api(observed: &Observed) -> Verdict {
+fn metrics_api(gateway: &ProtocolGateway, observed: &Observed) -> Verdict {
+    let mut verdict = who_scales(observed);
+    let cpu = gateway.spec.scaling.as_ref().and_then(|scaling| scaling.cpu_utilization);
+    if cpu.is_some() && verdict.holds == Some(false) {
+        verdict.message.push_str("; scaling.cpuUtilization is not looked at meanwhile");
+    }
+    verdict
+}
+
+fn who_scales(observed: &Observed) -> Verdict {
     match observed.apis.custom_metrics {
         CustomMetrics::Ours => verdict(true, "Served", "this operator serves custom.metrics.k8s.io"),
         CustomMetrics::Foreign => verdict(

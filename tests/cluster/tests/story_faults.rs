@@ -7,10 +7,15 @@ use std::{
 
 use anyhow::{Context, ensure};
 use cluster::{Cluster, Story, devices::Group, world::World};
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, api::DeleteParams};
+use k8s_openapi::api::{core::v1::Pod, events::v1::Event};
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams},
+};
 
 const CONNECTED_TIMEOUT: Duration = Duration::from_mins(1);
+/// The operator sees at once that a pod is gone.
+const TOLD_TIMEOUT: Duration = Duration::from_secs(20);
 /// The garbage collector goes through everything that is owned; pods drain within their bound.
 const COLLECTED_TIMEOUT: Duration = Duration::from_mins(2);
 
@@ -51,12 +56,35 @@ async fn a_pod_is_killed_and_its_devices_come_back_with_nothing_lost() {
         let so_far = devices.total(|second| second.acknowledged);
         let goes_on = |devices: &cluster::devices::Devices| devices.total(|second| second.acknowledged) > so_far + 1000;
         devices.until("messages go on", CONNECTED_TIMEOUT, goes_on).await?;
+        told_as_lost(story, &victim).await?;
         fleet.ready().await?;
         ensure!(!fleet.pod_names().await?.contains(&victim), "the pod came back under its name");
         fleet.none_lost(devices).await?;
         Ok(())
     };
     cluster.story("pod-killed", test).await;
+}
+
+/// What no drain let go is told: an Event about the ProtocolGateway that names the pod and how many.
+async fn told_as_lost(story: &Story, pod: &str) -> anyhow::Result<()> {
+    let events: Api<Event> = Api::namespaced(story.client.clone(), &story.namespace);
+    let begun = Instant::now();
+    loop {
+        let all = events.list(&ListParams::default()).await?.items;
+        let lost: Vec<String> = all
+            .into_iter()
+            .filter(|event| event.reason.as_deref() == Some("ConnectionsLost"))
+            .filter(|event| event.type_.as_deref() == Some("Warning"))
+            .filter(|event| event.regarding.as_ref().is_some_and(|about| about.kind.as_deref() == Some(crds::KIND)))
+            .filter_map(|event| event.note)
+            .collect();
+        if let Some(note) = lost.iter().find(|note| note.contains(&format!("pod {pod} with "))) {
+            xtask::step::say(note);
+            return Ok(());
+        }
+        ensure!(begun.elapsed() < TOLD_TIMEOUT, "no Event tells of the connections of pod {pod}: {lost:?}");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
 }
 
 #[tokio::test]

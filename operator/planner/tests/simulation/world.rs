@@ -340,7 +340,7 @@ impl World {
         let Some((bounds, history)) = &mut self.autoscaler else { return };
         let connections = self.cluster.pods.iter().map(|pod| pod.gateway.devices.len() as u64).sum();
         let told = upstream::reported(connections, self.upstream, self.spec.replicas, Some(bounds.target), None);
-        let wanted = history.step(bounds, Some(told), self.spec.replicas, self.now).unwrap_or(self.spec.replicas);
+        let wanted = history.step(bounds, told, self.spec.replicas, self.now).unwrap_or(self.spec.replicas);
         assert!(
             self.upstream == Upstream::Well || wanted <= self.spec.replicas,
             "scaled out while the upstream throttles"
