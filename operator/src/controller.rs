@@ -8,6 +8,7 @@
 //! reconciled twice at a time, and what is wrong with one keeps back no other. A reconcile that changes nothing writes nothing.
 
 mod autoscale;
+mod degraded;
 mod drains;
 mod pods;
 mod queue;
@@ -319,6 +320,9 @@ impl World {
             }
             _ => drop(self.memories().insert(name.clone(), (memory, book))),
         }
+        if let Err(failure) = &ended {
+            self.failed(name, failure, Timestamp::now()).await;
+        }
         let result = if ended.is_ok() { "ok" } else { "error" };
         self.metrics.reconcile_seconds.with_label_values(&[result]).observe(begun.elapsed().as_secs_f64());
         match &ended {
@@ -364,10 +368,11 @@ impl World {
             self.tell(&mut gateway, &seen, &plan, &decided, memory).await?;
         }
         if let Ok(desired) = &decided {
-            self.mark(&gateway, &plan).await?;
-            self.writer.objects(&gateway, desired, memory).await?;
-            self.writer.adopt(&gateway, desired).await?;
-            self.writer.prune(&gateway, desired).await?;
+            // a Deployment that is told of fewer takes whom it likes of those that are not marked
+            let held = (!self.mark(&gateway, &plan, memory).await?).then_some("Deployment");
+            self.writer.objects(desired, memory, held).await?;
+            self.writer.adopt(&gateway, desired, memory).await?;
+            self.writer.prune(&gateway, desired, memory).await?;
             self.order(&gateway, epoch, &plan, book).await?;
         }
         let scaled = self.autoscale(&mut gateway, &seen, book).await?;

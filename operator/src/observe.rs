@@ -15,6 +15,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::DeploymentStatus, core::v1::ServiceStatus};
 use serde::{Deserialize, Serialize};
 
+use crate::error::Kind as Failure;
+
 /// What was seen before deciding.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -228,6 +230,25 @@ pub struct DrainFacts {
 pub struct Refusal {
     /// `Kind name`.
     pub object: String,
+    /// What was to be done with it.
+    pub way: Way,
+    /// What kind of answer it is.
+    pub kind: Failure,
     /// Its words.
     pub message: String,
+}
+
+/// A way to write an object.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Way {
+    /// As it should be.
+    #[default]
+    Apply,
+    /// A pod, to be deleted first.
+    Mark,
+    /// A Secret, its owner alone.
+    Adopt,
+    /// For the last time.
+    Delete,
 }
