@@ -186,6 +186,8 @@ pub struct PodFacts {
     pub trouble: Option<String>,
     /// What its admin port said; absent if it could not be asked.
     pub load: Option<Load>,
+    /// Why it could not be asked for a while, if so.
+    pub silent: Option<String>,
     /// Serial number of the certificate that its port was seen to serve.
     pub served: Option<Certificate>,
 }
@@ -204,6 +206,10 @@ pub struct Load {
     pub upstream_throttled: bool,
     /// Whom it lets go, by whose order ever.
     pub drain: Option<DrainFacts>,
+    /// Why it does not run by the configuration that it was given last.
+    pub config_problem: Option<String>,
+    /// Why it does not use the Secrets that it was given last.
+    pub secrets_problem: Option<String>,
 }
 
 /// A drain as the pod that carries it out tells.
