@@ -60,6 +60,13 @@ use crate::{
         json_path = r#".status.conditions[?(@.type=="Ready")].reason"#,
         description = "Why it is ready or not."
     ),
+    printcolumn(
+        name = "Degraded",
+        type_ = "string",
+        priority = 1,
+        json_path = r#".status.conditions[?(@.type=="Degraded")].reason"#,
+        description = "What keeps it from being as desired; AsDesired if nothing does."
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = rules::name()
 )]

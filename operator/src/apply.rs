@@ -1,7 +1,7 @@
 //! Writes the difference between what there should be and what is there: server-side apply with one field manager.
 //!
 //! What stands as it should is not written. Never an object of somebody else's, and never without leading. What the API server
-//! refuses keeps back nothing else, is remembered, and is tried again when it or the time changes.
+//! refuses, or fails at, keeps back nothing else, is remembered, and is tried again when it or the time changes.
 
 pub mod adopt;
 pub mod certificates;
@@ -31,7 +31,7 @@ use crate::{
     metrics::Metrics,
     names,
     observe::{
-        Observed, Refusal,
+        Observed, Refusal, Way,
         look::{is_left_over, is_ours, left_over},
         mirror::{Mirror, Name, owner},
         secrets::Secrets,
@@ -40,8 +40,11 @@ use crate::{
 
 /// How soon an object that belongs to somebody else is looked at again: nothing tells when it goes.
 pub const FOREIGN_RECHECK: Duration = Duration::from_mins(1);
-/// How soon the API server is asked again to take what it refused: nothing tells when what is in the way goes.
+/// How soon the API server is asked again to take what it refused: nothing tells when what is in the way goes. What it failed at
+/// is tried again sooner, and later each time.
 pub const REFUSED_RETRY: Duration = Duration::from_mins(2);
+
+const RETRY_MARGIN: Duration = Duration::from_millis(100);
 
 /// What writing needs. Cheap to clone.
 #[derive(Clone)]
@@ -67,8 +70,8 @@ pub struct Memory {
     unwatched: BTreeMap<String, Unwatched>,
     /// Objects of somebody else's that no watch tells of, as `Kind name`, and when they were seen.
     foreign: BTreeMap<String, Instant>,
-    /// What was not taken.
-    refused: BTreeMap<String, Refused>,
+    /// What was not taken, by what was to be done and `Kind name`.
+    refused: BTreeMap<(Way, String), Refused>,
     /// Serial number of the listeners' certificate.
     serving: Option<String>,
     /// When the status was written last.
@@ -81,8 +84,18 @@ pub struct Memory {
 struct Refused {
     /// Hash of what was applied.
     applied: String,
+    kind: Failure,
     message: String,
     at: Instant,
+    /// In a row.
+    failures: u32,
+}
+
+impl Refused {
+    fn wait(&self) -> Duration {
+        let failing = self.kind == Failure::Failing;
+        failing.then(|| self.kind.retry_after(self.failures, 1.0)).flatten().unwrap_or(REFUSED_RETRY)
+    }
 }
 
 impl Memory {
@@ -113,21 +126,50 @@ impl Memory {
 
     /// What the API server did not take.
     pub fn refused(&self) -> Vec<Refusal> {
-        let refusal = |(object, refused): (&String, &Refused)| Refusal {
+        let refusal = |((way, object), refused): (&(Way, String), &Refused)| Refusal {
             object: object.clone(),
+            way: *way,
+            kind: refused.kind,
             message: refused.message.clone(),
         };
         self.refused.iter().map(refusal).collect()
     }
 
-    /// What a write of `applied` was answered with.
-    pub(crate) fn refuse(&mut self, title: String, applied: String, message: String) {
-        self.refused.insert(title, Refused { applied, message, at: Instant::now() });
+    /// Remembers how a write ended, of `applied` if it was one of a whole object; whether it was taken.
+    ///
+    /// # Errors
+    /// What is not about this one object.
+    pub(crate) fn ended(
+        &mut self,
+        (way, title): (Way, &str),
+        applied: &str,
+        ended: Result<(), ReconcileError>,
+    ) -> Result<bool, ReconcileError> {
+        let key = (way, title.to_owned());
+        match ended {
+            Ok(()) => {
+                self.refused.remove(&key);
+                Ok(true)
+            }
+            Err(error) if error.kind.is_of_one() => {
+                warn!(object = title, ?way, error = error.message, "not taken");
+                let failures = self.refused.get(&key).map_or(0, |refused| refused.failures).saturating_add(1);
+                let (applied, at) = (applied.to_owned(), Instant::now());
+                self.refused.insert(key, Refused { applied, kind: error.kind, message: error.message, at, failures });
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Forgets answers to writes of this way that are not to be done any more.
+    pub(crate) fn keep(&mut self, way: Way, is_due: impl Fn(&str) -> bool) {
+        self.refused.retain(|(of, title), _| *of != way || is_due(title));
     }
 
     fn is_refused(&self, title: &str, applied: &str) -> bool {
-        let refused = self.refused.get(title);
-        refused.is_some_and(|refused| refused.applied == applied && refused.at.elapsed() < REFUSED_RETRY)
+        let refused = self.refused.get(&(Way::Apply, title.to_owned()));
+        refused.is_some_and(|refused| refused.applied == applied && refused.at.elapsed() < refused.wait())
     }
 
     /// What was in the way may have gone: tries again at once.
@@ -138,8 +180,9 @@ impl Memory {
     /// Whether something waits for a time to pass.
     pub fn waits(&self) -> Option<Duration> {
         let foreign = (!self.foreign.is_empty()).then_some(FOREIGN_RECHECK);
-        let refused = (!self.refused.is_empty()).then_some(REFUSED_RETRY);
-        foreign.into_iter().chain(refused).min()
+        // a little later, so that its time has come then
+        let left = |refused: &Refused| refused.wait().saturating_sub(refused.at.elapsed()) + RETRY_MARGIN;
+        foreign.into_iter().chain(self.refused.values().map(left)).min()
     }
 }
 
@@ -161,17 +204,18 @@ impl Writer {
         Ok(are_free)
     }
 
-    /// Applies every object that does not stand as it should, after it was found to be free.
+    /// Applies every object that does not stand as it should, after it was found to be free; but for those of the kind
+    /// `held`.
     pub async fn objects(
         &self,
-        gateway: &ProtocolGateway,
         desired: &Desired,
         memory: &mut Memory,
+        held: Option<&str>,
     ) -> Result<(), ReconcileError> {
         let wanted: BTreeSet<String> = desired.objects.iter().map(desired::title).collect();
         let is_step =
-            |title: &String| desired.certificates.iter().any(|step| *title == format!("Secret {}", step.secret()));
-        memory.refused.retain(|title, _| wanted.contains(title) || is_step(title));
+            |title: &str| desired.certificates.iter().any(|step| *title == format!("Secret {}", step.secret()));
+        memory.keep(Way::Apply, |title| wanted.contains(title) || is_step(title));
         memory.settled.retain(|title, _| wanted.contains(title));
         let unwatched = std::mem::take(&mut memory.unwatched);
         for object in &desired.objects {
@@ -181,14 +225,14 @@ impl Writer {
             if what == Some(&Unwatched::Foreign) || (what.is_none() && !self.is_watched(object)) {
                 continue;
             }
+            if held.is_some_and(|kind| object.types.as_ref().is_some_and(|types| types.kind == kind)) {
+                continue;
+            }
             let is_new = what == Some(&Unwatched::Missing);
-            match self.object(object.clone(), &title, is_new, memory).await {
-                Err(error) if matches!(error.kind, Failure::Refused | Failure::Forbidden) => {
-                    warn!(gateway = %Name::of(&gateway.metadata), object = title, error = error.message, "not taken");
-                    let (_, applied) = drift::stamped(object.clone());
-                    memory.refuse(title, applied, error.message);
-                }
-                other => other?,
+            let (object, applied) = drift::stamped(object.clone());
+            if !memory.is_refused(&title, &applied) {
+                let ended = self.object(&object, &title, is_new, memory).await;
+                memory.ended((Way::Apply, &title), &applied, ended)?;
             }
         }
         Ok(())
@@ -200,18 +244,14 @@ impl Writer {
 
     async fn object(
         &self,
-        object: DynamicObject,
+        object: &DynamicObject,
         title: &str,
         is_new: bool,
         memory: &mut Memory,
     ) -> Result<(), ReconcileError> {
-        let (object, applied) = drift::stamped(object);
-        let kind = kind_of(&object)?;
-        if memory.is_refused(title, &applied) {
-            return Ok(());
-        }
+        let kind = kind_of(object)?;
         if let Some(live) = self.mirror.get(kind, &Name::of(&object.metadata)) {
-            let standing = drift::settled(&object, &live.body());
+            let standing = drift::settled(object, &live.body());
             let is_known = |hash| memory.settled.get(title) == Some(hash);
             // what is being deleted will be made anew when it is gone
             if live.ends || standing.differs().is_none_or(is_known) {
@@ -219,9 +259,8 @@ impl Writer {
             }
             debug!(namespace = object.metadata.namespace, object = title, "does not stand as it was applied");
         }
-        let answer = self.apply(kind, &object, title, !is_new).await?;
-        memory.refused.remove(title);
-        match drift::settled(&object, &drift::comparable(&answer)).differs() {
+        let answer = self.apply(kind, object, title, !is_new).await?;
+        match drift::settled(object, &drift::comparable(&answer)).differs() {
             Some(hash) => drop(memory.settled.insert(title.to_owned(), hash.clone())),
             None => drop(memory.settled.remove(title)),
         }
@@ -316,4 +355,61 @@ fn kind_of(object: &DynamicObject) -> Result<&'static Kind, ReconcileError> {
         object: desired::title(object),
         message: "is of a kind that the operator does not make".to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(kind: Failure) -> Result<(), ReconcileError> {
+        let (object, message) = ("Service gw".to_owned(), "no".to_owned());
+        Err(ReconcileError { step: Step::Apply, kind, object, message })
+    }
+
+    fn check(kind: Failure, is_remembered: bool) {
+        let mut memory = Memory::default();
+        let ended = memory.ended((Way::Apply, "Service gw"), "hash", answered(kind));
+        assert_eq!(ended.ok(), is_remembered.then_some(false), "{kind:?}");
+        assert_eq!(memory.refused().len(), usize::from(is_remembered), "{kind:?}");
+        assert_eq!(memory.is_refused("Service gw", "hash"), is_remembered, "{kind:?}");
+        assert!(!memory.is_refused("Service gw", "another hash"), "{kind:?}");
+    }
+
+    #[test]
+    fn what_is_about_one_object_is_remembered_and_keeps_back_no_other() {
+        check(Failure::Refused, true);
+        check(Failure::Forbidden, true);
+        check(Failure::Failing, true);
+        check(Failure::Unavailable, false);
+        check(Failure::Conflict, false);
+        check(Failure::Gone, false);
+        check(Failure::NotLeader, false);
+    }
+
+    #[test]
+    fn what_fails_is_tried_again_soon_and_later_each_time_until_it_is_taken() {
+        let mut memory = Memory::default();
+        let second = Duration::from_secs(1);
+        for most in [1, 2, 4, 8] {
+            let taken = memory.ended((Way::Apply, "Service gw"), "hash", answered(Failure::Failing));
+            assert_eq!(taken, Ok(false));
+            let waits = memory.waits().expect("it is tried again");
+            assert!(waits <= second * most + RETRY_MARGIN && waits > second * most / 2, "{waits:?} of {most} s");
+        }
+        assert_eq!(memory.ended((Way::Delete, "Service gw"), "", Ok(())), Ok(true));
+        assert_eq!(memory.refused().len(), 1, "another way of writing it");
+        assert_eq!(memory.ended((Way::Apply, "Service gw"), "hash", Ok(())), Ok(true));
+        assert_eq!((memory.refused(), memory.waits()), (Vec::new(), None));
+    }
+
+    #[test]
+    fn what_is_refused_waits_for_somebody_to_act_and_is_forgotten_when_it_is_not_due() {
+        let mut memory = Memory::default();
+        assert_eq!(memory.ended((Way::Delete, "Service gw"), "", answered(Failure::Forbidden)), Ok(false));
+        assert!(memory.waits().is_some_and(|waits| waits > REFUSED_RETRY / 2));
+        memory.keep(Way::Apply, |_| false);
+        assert_eq!(memory.refused().len(), 1);
+        memory.keep(Way::Delete, |_| false);
+        assert_eq!(memory.refused(), []);
+    }
 }

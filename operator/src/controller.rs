@@ -8,7 +8,9 @@
 //! reconciled twice at a time, and what is wrong with one keeps back no other. A reconcile that changes nothing writes nothing.
 
 mod autoscale;
+mod degraded;
 mod drains;
+mod lists;
 mod pods;
 mod queue;
 mod unreadable;
@@ -33,7 +35,7 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 pub use self::pods::Meters;
-use self::queue::Work;
+use self::{lists::Lists, queue::Work};
 use crate::{
     apply::{Memory, Writer, status::Told},
     desired::{self, Desired, Installation, Invalid},
@@ -107,8 +109,8 @@ struct World {
     pods: Pods,
     meter: Meters,
     apis: watch::Receiver<Apis>,
-    /// How many lists are not whole yet.
-    unsynced: watch::Sender<usize>,
+    /// Which are not whole yet.
+    lists: Lists,
     memories: Mutex<HashMap<Name, (Memory, Book)>>,
     events: Events,
     metrics: Metrics,
@@ -120,6 +122,7 @@ struct Own {
     watch_failures: IntCounterVec,
     conflicts: IntCounterVec,
     panics: prometheus::IntCounter,
+    given_up: prometheus::IntGauge,
 }
 
 impl Own {
@@ -127,6 +130,10 @@ impl Own {
         let watch = Opts::new("operator_watch_failures_total", "Watches that failed and were begun anew, by kind.");
         let panics =
             prometheus::IntCounter::new("operator_panics_total", "Reconciles that ended by a fault of the program.");
+        let given_up = prometheus::IntGauge::new(
+            "operator_lists_given_up",
+            "Lists that the operator may not make: in their namespaces nothing is reconciled.",
+        );
         let conflicts = Opts::new(
             "operator_conflicts_total",
             "Reconciles that were begun anew because somebody else wrote first, by step.",
@@ -135,6 +142,7 @@ impl Own {
             watch_failures: metrics.add(IntCounterVec::new(watch, &["kind"])),
             conflicts: metrics.add(IntCounterVec::new(conflicts, &["step"])),
             panics: metrics.add(panics),
+            given_up: metrics.add(given_up),
         }
     }
 }
@@ -151,12 +159,12 @@ pub async fn run(inputs: Inputs, shutdown: Shutdown) {
     watches::begin(&world, &mut tasks);
     tasks.spawn(watches::optional(world.clone()));
     tasks.spawn(news(world.clone()));
-    let mut unsynced = world.unsynced.subscribe();
+    let mut awaited = world.lists.awaited();
     let mut known = world.apis.clone();
     let begun = Instant::now();
     tokio::select! {
         // the first answer about apis too, so that nothing is pruned for want of it
-        () = async { drop((unsynced.wait_for(|unsynced| *unsynced == 0).await.map(drop), known.changed().await)) } => {}
+        () = async { drop((awaited.wait_for(|awaited| *awaited == 0).await.map(drop), known.changed().await)) } => {}
         () = shutdown.requested() => return,
     }
     health.is_ready("controller");
@@ -177,7 +185,7 @@ impl World {
     fn new(inputs: Inputs, apis: watch::Receiver<Apis>) -> Self {
         let Inputs { client, installation, namespaces, pod_name, leadership, metrics, pods, meters: meter, .. } =
             inputs;
-        let (mirror, secrets) = (Mirror::default(), Secrets::default());
+        let (mirror, secrets, own) = (Mirror::default(), Secrets::default(), Own::new(&metrics));
         let writer = Writer {
             client: client.clone(),
             mirror: mirror.clone(),
@@ -195,10 +203,10 @@ impl World {
             pods,
             meter,
             apis,
-            unsynced: watch::Sender::new(0),
+            lists: Lists::new(own.given_up.clone()),
             memories: Mutex::default(),
             events: Events::new(client, pod_name),
-            own: Own::new(&metrics),
+            own,
             metrics,
         }
     }
@@ -319,6 +327,9 @@ impl World {
             }
             _ => drop(self.memories().insert(name.clone(), (memory, book))),
         }
+        if let Err(failure) = &ended {
+            self.failed(name, failure, Timestamp::now()).await;
+        }
         let result = if ended.is_ok() { "ok" } else { "error" };
         self.metrics.reconcile_seconds.with_label_values(&[result]).observe(begun.elapsed().as_secs_f64());
         match &ended {
@@ -339,8 +350,8 @@ impl World {
 
     async fn reconcile(&self, name: &Name, memory: &mut Memory, book: &mut Book) -> Result<Next, ReconcileError> {
         let Some((mirrored, version)) = self.mirror.versioned(&GATEWAY, name) else { return Ok(Next::Never) };
-        if mirrored.ends {
-            // what it owns goes with it
+        // what it owns goes with it; and of a view that has holes nothing is decided: it comes again when they are filled
+        if mirrored.ends || !self.lists.are_whole(&name.namespace) {
             return Ok(Next::After(REST));
         }
         let mut gateway = match read(&mirrored) {
@@ -366,10 +377,11 @@ impl World {
             self.tell(&mut gateway, &seen, &plan, &decided, memory).await?;
         }
         if let Ok(desired) = &decided {
-            self.mark(&gateway, &plan).await?;
-            self.writer.objects(&gateway, desired, memory).await?;
-            self.writer.adopt(&gateway, desired).await?;
-            self.writer.prune(&gateway, desired).await?;
+            // a Deployment that is told of fewer takes whom it likes of those that are not marked
+            let held = (!self.mark(&gateway, &plan, memory).await?).then_some("Deployment");
+            self.writer.objects(desired, memory, held).await?;
+            self.writer.adopt(&gateway, desired, memory).await?;
+            self.writer.prune(&gateway, desired, memory).await?;
             self.order(&gateway, epoch, &plan, book).await?;
         }
         let scaled = self.autoscale(&mut gateway, &seen, book).await?;

@@ -25,7 +25,7 @@ pub use self::{
 };
 use crate::{
     names,
-    observe::{Observed, Use},
+    observe::{Observed, Refusal, Use, Way},
     scaling::Plan,
     secrets,
 };
@@ -114,10 +114,7 @@ pub fn desired(
     let certificates = tls::certificates(&context, choice.in_force.as_ref());
     let (objects, taken) = leave_foreign(objects, observed, certificates.taken);
     problems.extend(taken.iter().map(|title| name_taken(title)));
-    problems.extend(observed.refused.iter().map(|refusal| Problem {
-        reason: "Refused",
-        message: format!("{} was not taken: {}", refusal.object, refusal.message),
-    }));
+    problems.extend(observed.refused.iter().map(not_taken));
     let workload = ["ConfigMap", "Deployment"].map(|kind| format!("{kind} {}", context.name));
     let applied: BTreeSet<String> = objects.iter().map(title).collect();
     let kept =
@@ -213,6 +210,18 @@ fn leave_foreign(
         ours.retain(|object| !title(object).starts_with("Deployment "));
     }
     (ours, taken)
+}
+
+fn not_taken(refusal: &Refusal) -> Problem {
+    let what = match refusal.way {
+        Way::Apply => "was not taken",
+        Way::Mark => "was not marked to go before others",
+        Way::Adopt => "was not given its owner",
+        Way::Delete => "is not needed any more and was not deleted",
+    };
+    let advice = refusal.kind.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
+    let message = format!("{} {what}: {}{advice}", refusal.object, refusal.message);
+    Problem { reason: refusal.kind.reason(), message }
 }
 
 fn name_taken(title: &str) -> Problem {

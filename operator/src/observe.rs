@@ -15,6 +15,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::DeploymentStatus, core::v1::ServiceStatus};
 use serde::{Deserialize, Serialize};
 
+use crate::error::Kind as Failure;
+
 /// What was seen before deciding.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -186,6 +188,8 @@ pub struct PodFacts {
     pub trouble: Option<String>,
     /// What its admin port said; absent if it could not be asked.
     pub load: Option<Load>,
+    /// Why it could not be asked for a while, if so.
+    pub silent: Option<String>,
     /// Serial number of the certificate that its port was seen to serve.
     pub served: Option<Certificate>,
 }
@@ -204,6 +208,10 @@ pub struct Load {
     pub upstream_throttled: bool,
     /// Whom it lets go, by whose order ever.
     pub drain: Option<DrainFacts>,
+    /// Why it does not run by the configuration that it was given last.
+    pub config_problem: Option<String>,
+    /// Why it does not use the Secrets that it was given last.
+    pub secrets_problem: Option<String>,
 }
 
 /// A drain as the pod that carries it out tells.
@@ -230,6 +238,25 @@ pub struct DrainFacts {
 pub struct Refusal {
     /// `Kind name`.
     pub object: String,
+    /// What was to be done with it.
+    pub way: Way,
+    /// What kind of answer it is.
+    pub kind: Failure,
     /// Its words.
     pub message: String,
+}
+
+/// A way to write an object.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Way {
+    /// As it should be.
+    #[default]
+    Apply,
+    /// A pod, to be deleted first.
+    Mark,
+    /// A Secret, its owner alone.
+    Adopt,
+    /// For the last time.
+    Delete,
 }

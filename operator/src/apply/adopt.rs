@@ -2,6 +2,8 @@
 //!
 //! All else is applied as a whole, and its owner with it. Secrets are written when a step with certificates is due.
 
+use std::collections::BTreeSet;
+
 use crds::ProtocolGateway;
 use kube::{
     ResourceExt,
@@ -10,13 +12,14 @@ use kube::{
 use serde_json::json;
 use tracing::info;
 
-use super::Writer;
+use super::{Memory, Writer};
 use crate::{
     desired::Desired,
     error::{ReconcileError, Step},
     kinds::SECRET,
     names,
     observe::{
+        Way,
         look::is_ours,
         mirror::{Mirrored, Name, Owner},
     },
@@ -24,14 +27,24 @@ use crate::{
 
 impl Writer {
     /// Writes the owner of those that are wanted and nobody's.
-    pub async fn adopt(&self, gateway: &ProtocolGateway, desired: &Desired) -> Result<(), ReconcileError> {
+    pub async fn adopt(
+        &self,
+        gateway: &ProtocolGateway,
+        desired: &Desired,
+        memory: &mut Memory,
+    ) -> Result<(), ReconcileError> {
         let namespace = gateway.namespace().unwrap_or_default();
+        let mut due = BTreeSet::new();
         for secret in &desired.secrets {
             let found = self.mirror.versioned(&SECRET, &Name::new(&namespace, secret));
             if let Some((_, version)) = found.filter(|(found, _)| is_lost(found, gateway)) {
-                self.own(gateway, &namespace, secret, version).await?;
+                let title = format!("Secret {secret}");
+                let ended = self.own(gateway, &namespace, secret, version).await;
+                memory.ended((Way::Adopt, &title), "", ended)?;
+                due.insert(title);
             }
         }
+        memory.keep(Way::Adopt, |title| due.contains(title));
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use serde_json::{Map, Value, json};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{Memory, Writer};
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     error::{Kind as Failure, ReconcileError, Step},
     kinds::SECRET,
     names,
-    observe::mirror::Name,
+    observe::{Way, mirror::Name},
 };
 
 impl Writer {
@@ -31,17 +31,8 @@ impl Writer {
     ) -> Result<bool, ReconcileError> {
         let mut done = false;
         for step in steps {
-            match self.certificate(gateway, step, now).await {
-                Ok(()) => {
-                    memory.refused.remove(&format!("Secret {}", step.secret()));
-                    done = true;
-                }
-                Err(error) if matches!(error.kind, Failure::Refused | Failure::Forbidden) => {
-                    warn!(gateway = %Name::of(&gateway.metadata), secret = step.secret(), error = error.message, "not taken");
-                    memory.refuse(error.object, String::new(), error.message);
-                }
-                Err(error) => return Err(error),
-            }
+            let ended = self.certificate(gateway, step, now).await;
+            done |= memory.ended((Way::Apply, &format!("Secret {}", step.secret())), "", ended)?;
         }
         Ok(done)
     }

@@ -1,6 +1,6 @@
 //! Deletes what is not wanted any more: of the operator's kinds, with a name that it gives, owned by this ProtocolGateway.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use crds::ProtocolGateway;
 use kube::{
@@ -9,37 +9,58 @@ use kube::{
 };
 use tracing::info;
 
-use super::Writer;
+use super::{Memory, Writer};
 use crate::{
     desired::{self, Desired},
     error::{ReconcileError, Step},
     kinds::{Kind, SECRET},
     names,
     observe::{
+        Way,
         look::{is_ours, named},
         mirror::{Mirrored, Name},
     },
 };
 
+type Unwanted = (&'static Kind, String, Arc<Mirrored>, Option<String>);
+
 impl Writer {
     /// Deletes what is neither wanted nor kept.
-    pub async fn prune(&self, gateway: &ProtocolGateway, desired: &Desired) -> Result<(), ReconcileError> {
+    pub async fn prune(
+        &self,
+        gateway: &ProtocolGateway,
+        desired: &Desired,
+        memory: &mut Memory,
+    ) -> Result<(), ReconcileError> {
+        let mut due = BTreeSet::new();
+        for (kind, name, object, version) in self.unwanted(gateway, desired) {
+            let title = format!("{} {name}", kind.name);
+            let ended = self.delete(gateway, kind, &name, &object, version).await;
+            memory.ended((Way::Delete, &title), "", ended)?;
+            due.insert(title);
+        }
+        memory.keep(Way::Delete, |title| due.contains(title));
+        Ok(())
+    }
+
+    /// With the version of those that may have become somebody else's since they were seen.
+    fn unwanted(&self, gateway: &ProtocolGateway, desired: &Desired) -> Vec<Unwanted> {
         let wanted: BTreeSet<String> = desired.objects.iter().map(desired::title).collect();
         let is_wanted = |title: &String| wanted.contains(title) || desired.kept.contains(title);
-        for (kind, name, object) in named(&self.mirror, gateway) {
-            if !is_wanted(&format!("{} {name}", kind.name)) {
-                self.delete(gateway, kind, &name, &object, None).await?;
-            }
-        }
+        let mut unwanted: Vec<Unwanted> = named(&self.mirror, gateway)
+            .into_iter()
+            .filter(|(kind, name, _)| !is_wanted(&format!("{} {name}", kind.name)))
+            .map(|(kind, name, object)| (kind, name, object, None))
+            .collect();
         let namespace = gateway.namespace().unwrap_or_default();
         for name in names::secrets(&gateway.name_any()) {
             let secret = self.mirror.versioned(&SECRET, &Name::new(&namespace, &name));
             if let Some((secret, version)) = secret.filter(|_| !desired.secrets.contains(&name)) {
                 // keys are gone for good: whoever wrote to it since may have made it theirs
-                self.delete(gateway, &SECRET, &name, &secret, Some(version)).await?;
+                unwanted.push((&SECRET, name, secret, Some(version)));
             }
         }
-        Ok(())
+        unwanted
     }
 
     async fn delete(

@@ -9,27 +9,39 @@ use tracing::{debug, info, warn};
 
 use super::World;
 use crate::{
+    apply::Memory,
     error::{Kind as Failure, ReconcileError, Step},
     events,
     kinds::POD,
-    observe::{Observed, mirror::Name},
+    observe::{Observed, Way, mirror::Name},
     orders::{self, Book},
     pods::{Fleet, Lost, Order},
     scaling::{self, Plan},
 };
 
 impl World {
-    /// Marks the pods that are to go first, before the Deployment is told of fewer.
-    pub(super) async fn mark(&self, gateway: &ProtocolGateway, plan: &Plan) -> Result<(), ReconcileError> {
+    /// Marks the pods that are to go first, before the Deployment is told of fewer; whether all are.
+    pub(super) async fn mark(
+        &self,
+        gateway: &ProtocolGateway,
+        plan: &Plan,
+        memory: &mut Memory,
+    ) -> Result<bool, ReconcileError> {
+        let mut all = true;
         let name = Name::of(&gateway.metadata);
         let pods: Api<Pod> = Api::namespaced(self.writer.client.clone(), &name.namespace);
         for (pod, cost) in &plan.deletion_costs {
             let title = format!("Pod {pod}");
-            self.writer.write(Step::Apply, &title, orders::mark(&pods, pod, *cost)).await?;
-            self.metrics.writes.with_label_values(&[POD.name]).inc();
-            info!(gateway = %name, pod, cost, "deletion cost written");
+            let ended = self.writer.write(Step::Apply, &title, orders::mark(&pods, pod, *cost)).await;
+            if memory.ended((Way::Mark, &title), "", ended)? {
+                self.metrics.writes.with_label_values(&[POD.name]).inc();
+                info!(gateway = %name, pod, cost, "deletion cost written");
+            } else {
+                all = false;
+            }
         }
-        Ok(())
+        memory.keep(Way::Mark, |title| plan.deletion_costs.iter().any(|(pod, _)| title == format!("Pod {pod}")));
+        Ok(all)
     }
 
     /// Tells the pods. One that does not take its order is told again.

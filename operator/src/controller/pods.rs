@@ -41,6 +41,7 @@ impl World {
         for pod in &mut observed.pods {
             if let Some(report) = reports.get(&pod.name) {
                 pod.load = load(report);
+                pod.silent = report.silence().map(str::to_owned);
                 pod.served.clone_from(&report.served);
             }
         }
@@ -79,6 +80,8 @@ fn load(report: &Report) -> Option<Load> {
         upstream_failing: said.upstream.failing.clone(),
         upstream_throttled: said.upstream.throttled,
         drain,
+        config_problem: said.config.problem.clone(),
+        secrets_problem: said.secrets_problem.clone(),
     })
 }
 

@@ -16,10 +16,10 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::{sync::watch, task::JoinSet};
-use tracing::{debug, warn};
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
 
-use super::World;
+use super::{World, lists::Expected};
 use crate::{
     kinds::{GATEWAY, Kind, OWNED, SECRET},
     names,
@@ -50,13 +50,13 @@ pub(super) fn begin(world: &Arc<World>, tasks: &mut JoinSet<()>) {
         for kind in OWNED.into_iter().chain([&GATEWAY]).filter(|kind| kind.everywhere) {
             begin_kind(world, kind, namespace.clone(), tasks);
         }
-        let (shared, synced) = (world.clone(), world.expect());
+        let (shared, synced) = (world.clone(), world.lists.expect(namespace.as_deref()));
         let scope = namespace.clone();
         tasks.spawn(async move { watch_autoscalers(&shared, scope, synced).await });
-        let (shared, synced) = (world.clone(), world.expect());
+        let (shared, synced) = (world.clone(), world.lists.expect(namespace.as_deref()));
         let scope = namespace.clone();
         tasks.spawn(async move { watch_pods(&shared, scope, synced).await });
-        let (shared, synced) = (world.clone(), world.expect());
+        let (shared, synced) = (world.clone(), world.lists.expect(namespace.as_deref()));
         tasks.spawn(async move { watch_secrets(&shared, namespace, synced).await });
     }
 }
@@ -92,24 +92,8 @@ fn scopes(namespaces: &[String]) -> Vec<Option<String>> {
 }
 
 fn begin_kind(world: &Arc<World>, kind: &'static Kind, namespace: Option<String>, tasks: &mut JoinSet<()>) {
-    let (world, synced) = (world.clone(), world.expect());
+    let (world, synced) = (world.clone(), world.lists.expect(namespace.as_deref()));
     tasks.spawn(async move { watch_kind(&world, kind, namespace, Some(synced)).await });
-}
-
-/// One more list that must be whole before anything is decided; says so when dropped or used.
-pub(super) struct Expected(watch::Sender<usize>);
-
-impl World {
-    fn expect(&self) -> Expected {
-        self.unsynced.send_modify(|unsynced| *unsynced += 1);
-        Expected(self.unsynced.clone())
-    }
-}
-
-impl Drop for Expected {
-    fn drop(&mut self) {
-        self.0.send_modify(|unsynced| *unsynced -= 1);
-    }
 }
 
 fn ours() -> Config {
@@ -281,6 +265,7 @@ async fn follow<K>(
 ) where
     K: Resource + Clone + Debug + Send + DeserializeOwned + 'static,
 {
+    let namespace = api.namespace().map(str::to_owned);
     let mut stream = pin!(watcher(api, config).default_backoff());
     let mut listed = HashSet::new();
     while let Some(event) = stream.next().await {
@@ -296,14 +281,33 @@ async fn follow<K>(
             Ok(watcher::Event::InitDone) => {
                 debug!(kind, objects = listed.len(), "listed");
                 take(Change::Listed(std::mem::take(&mut listed)));
-                drop(synced.take());
+                // what was kept back until now is looked at
+                if synced.take().is_some_and(Expected::was_given_up) {
+                    info!(kind, namespace, "listed at last");
+                    world.all();
+                }
             }
             Ok(watcher::Event::Apply(object)) => take(Change::Is(object)),
             Ok(watcher::Event::Delete(object)) => take(Change::Gone(object)),
             Err(error) => {
                 world.own.watch_failures.with_label_values(&[kind]).inc();
-                warn!(kind, %error, "watch failed");
+                warn!(kind, namespace, %error, "watch failed");
+                if let Some(synced) = &mut synced {
+                    let is_given_up = if is_forbidden(&error) { synced.refused() } else { synced.failed() };
+                    if is_given_up {
+                        warn!(
+                            kind,
+                            namespace,
+                            "the operator may not list it: nothing there is reconciled until it may; others go on"
+                        );
+                    }
+                }
             }
         }
     }
+}
+
+/// Whether the operator has not the right to list.
+fn is_forbidden(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 403)
 }

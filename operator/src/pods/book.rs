@@ -35,6 +35,11 @@ impl Report {
     pub fn is_stale(&self) -> bool {
         self.load.is_none() || self.stale_for >= STALE_AFTER
     }
+
+    /// Why it is silent, if it has been for so long that it does not just start.
+    pub fn silence(&self) -> Option<&str> {
+        self.problem.as_deref().filter(|_| self.stale_for >= STALE_AFTER)
+    }
 }
 
 /// A fleet's pods together.
@@ -247,6 +252,7 @@ impl Page {
             connections: load.connections,
             facts: Facts {
                 answers: self.answers(now),
+                silent: self.report(now).silence().is_some(),
                 ready: load.ready,
                 upstream: load.upstream,
                 config: load.config,
@@ -372,6 +378,22 @@ mod tests {
         assert!(!book.tell("a", after(2000)));
         assert!(book.tell("a", after(6000)), "it fell silent");
         assert!(!book.tell("a", after(60_000)));
+    }
+
+    #[test]
+    fn why_a_pod_never_answered_is_told_when_it_had_the_time_to_start() {
+        let begin = Instant::now();
+        let after = |seconds| begin + Duration::from_secs(seconds);
+        let mut book = Book::default();
+        book.begin("a", None, begin);
+        for (seconds, told) in [(1, false), (4, false), (5, true), (6, false), (60, false)] {
+            book.failed("a", "connection refused");
+            assert_eq!(book.tell("a", after(seconds)), told, "after {seconds} s");
+            let silence = book.reports(after(seconds))["a"].silence().map(str::to_owned);
+            assert_eq!(silence.is_some(), seconds >= 5, "after {seconds} s: {silence:?}");
+        }
+        book.answered("a", load(0), after(61));
+        assert_eq!(book.reports(after(61))["a"].silence(), None);
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub(super) struct Told {
 pub(super) struct Facts {
     /// It answered lately.
     pub(super) answers: bool,
+    /// It has not for a while, and why is known.
+    pub(super) silent: bool,
     pub(super) ready: bool,
     pub(super) upstream: Upstream,
     pub(super) config: ConfigReport,

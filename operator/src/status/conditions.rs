@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use crate::{
     desired::{Desired, Invalid, count},
     names,
-    observe::{CustomMetrics, Observed, PodFacts},
+    observe::{CustomMetrics, DeploymentFacts, Observed, PodFacts},
     scaling::Plan,
 };
 
@@ -36,7 +36,7 @@ pub(super) fn conditions(
     let mut verdicts = vec![
         ("Ready", ready(gateway, observed, decided)),
         ("Progressing", progressing(gateway, observed, decided)),
-        ("Degraded", degraded(decided)),
+        ("Degraded", degraded(observed, decided)),
         ("CertificateServed", certificate_served(gateway, observed)),
         ("UpstreamConnected", upstream_connected(observed)),
     ];
@@ -133,10 +133,7 @@ fn progressing(gateway: &ProtocolGateway, observed: &Observed, decided: &Decided
         let message = format!("the rollout does not go on: {updated} of {replicas} pods are new{}", trouble(observed));
         return verdict(false, "RolloutStuck", message);
     }
-    if status.observed_generation.unwrap_or(0) < deployment.generation
-        || updated < replicas
-        || replicas < deployment.replicas
-    {
+    if is_rolling(deployment) || replicas < deployment.replicas {
         let message = format!("{updated} of {} pods are new", deployment.replicas);
         return verdict(true, "RollingOut", message);
     }
@@ -160,17 +157,54 @@ fn has_address(observed: &Observed) -> bool {
     balancer.and_then(|balancer| balancer.ingress.as_ref()).is_some_and(|ingress| !ingress.is_empty())
 }
 
-fn degraded(decided: &Decided) -> Verdict {
-    match decided {
-        Err(invalid) => verdict(true, "InvalidSpec", invalid.to_string()),
-        Ok(desired) => match desired.problems.first() {
-            None => verdict(false, "AsDesired", "nothing keeps the fleet from being what the spec says"),
-            Some(first) => {
-                let messages: Vec<&str> = desired.problems.iter().map(|problem| problem.message.as_str()).collect();
-                verdict(true, first.reason, messages.join("\n"))
-            }
-        },
+fn degraded(observed: &Observed, decided: &Decided) -> Verdict {
+    let problems: Vec<(&str, String)> = match decided {
+        Err(invalid) => vec![("InvalidSpec", invalid.to_string())],
+        Ok(desired) => desired.problems.iter().map(|problem| (problem.reason, problem.message.clone())).collect(),
+    };
+    let not_followed = not_followed(observed).map(|message| ("ConfigNotFollowed", message));
+    let (reasons, messages): (Vec<_>, Vec<_>) = problems.into_iter().chain(not_followed).unzip();
+    match reasons.first() {
+        None => verdict(false, "AsDesired", "nothing keeps the fleet from being what the spec says"),
+        Some(first) => verdict(true, first, messages.join("\n")),
     }
+}
+
+/// So many pods are quoted: those of one fleet are given the same.
+const QUOTED_MAX: usize = 3;
+
+/// What pods say they cannot follow. While pods are replaced, those that go are given what only those that come can follow.
+fn not_followed(observed: &Observed) -> Option<String> {
+    if observed.deployment.as_ref().is_some_and(is_rolling) {
+        return None;
+    }
+    let mut said: Vec<String> = observed.pods.iter().filter(|pod| !pod.terminating).filter_map(refuses).collect();
+    said.sort();
+    let count = said.len();
+    said.truncate(QUOTED_MAX);
+    let more = if count > said.len() { format!("\n… and {} pods more", count - said.len()) } else { String::new() };
+    (count > 0).then(|| {
+        format!(
+            "pods go on with the last configuration and Secrets that they could use:\n{}{more}\ncorrect what they name; a field \
+             that they do not know needs a newer image (spec.pod.image); Secrets and configuration reach pods up to two \
+             minutes after a change",
+            said.join("\n")
+        )
+    })
+}
+
+fn refuses(pod: &PodFacts) -> Option<String> {
+    let load = pod.load.as_ref()?;
+    let words: Vec<&str> =
+        [&load.config_problem, &load.secrets_problem].into_iter().flatten().map(String::as_str).collect();
+    (!words.is_empty()).then(|| format!("{}: {}", pod.name, words.join("; ")))
+}
+
+/// Whether there are pods of an older template.
+fn is_rolling(deployment: &DeploymentFacts) -> bool {
+    let status = &deployment.status;
+    status.observed_generation.unwrap_or(0) < deployment.generation
+        || status.updated_replicas.unwrap_or(0) < status.replicas.unwrap_or(0)
 }
 
 /// True only when every ready pod was seen to serve what the Secret holds.
@@ -202,10 +236,17 @@ fn upstream_connected(observed: &Observed) -> Verdict {
         .filter_map(|(pod, load)| Some(format!("{}: {}", pod.name, load.upstream_failing.as_ref()?)))
         .collect();
     match (loads.count(), failing.len()) {
-        (0, _) => verdict(None, "NotSeen", "no pod could be asked"),
+        (0, _) => verdict(None, "NotSeen", format!("no pod could be asked{}", silence(observed))),
         (_, 0) => verdict(true, "Connected", "no pod's connections to the upstream fail"),
         _ => verdict(false, "UpstreamFailing", format!("{}\n{UPSTREAM_ADVICE}", failing.join("\n"))),
     }
+}
+
+/// Why pods cannot be asked: the first of it.
+fn silence(observed: &Observed) -> String {
+    let silent = observed.pods.iter().filter(|pod| !pod.terminating);
+    let first = silent.filter_map(|pod| Some((&pod.name, pod.silent.as_ref()?))).min();
+    first.map(|(pod, why)| format!("; {pod}: {why}")).unwrap_or_default()
 }
 
 /// If no pod that could be asked reaches the upstream, no message arrives.

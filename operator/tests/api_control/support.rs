@@ -69,13 +69,18 @@ impl Operator {
     }
 
     pub(crate) fn start_as(story: &Story, leadership: Leadership) -> Self {
+        Self::start_in(story.client.clone(), vec![story.namespace.clone()], leadership)
+    }
+
+    /// One that watches `namespaces`, with the rights of `client`.
+    pub(crate) fn start_in(client: Client, namespaces: Vec<String>, leadership: Leadership) -> Self {
         let (trigger, shutdown) = shutdown::channel();
         let (custom_metrics, receiver) = watch::channel(CustomMetrics::Ours);
         let metrics = Metrics::new();
         let inputs = Inputs {
-            client: story.client.clone(),
+            client,
             installation: Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned() },
-            namespaces: vec![story.namespace.clone()],
+            namespaces,
             pod_name: Some("operator-0".to_owned()),
             leadership,
             pods: Pods::new(Counters::new(&metrics)),

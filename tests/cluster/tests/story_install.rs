@@ -44,8 +44,8 @@ async fn helm_install_then_a_protocol_gateway_then_devices_send_and_nothing_is_l
             [["NAME", "READY", "CONNECTIONS", "REPLICAS", "DESIRED", "AGE"], ["gw", "True", "50", "2", "2", AGE]];
         ensure!(table(story, &[])? == short.map(|row| row.map(str::to_owned).to_vec()));
         let wide = [
-            ["NAME", "READY", "CONNECTIONS", "REPLICAS", "DESIRED", "REASON", "AGE"],
-            ["gw", "True", "50", "2", "2", "PodsReady", AGE],
+            ["NAME", "READY", "CONNECTIONS", "REPLICAS", "DESIRED", "REASON", "DEGRADED", "AGE"],
+            ["gw", "True", "50", "2", "2", "PodsReady", "AsDesired", AGE],
         ];
         ensure!(table(story, &["--output=wide"])? == wide.map(|row| row.map(str::to_owned).to_vec()));
 
