@@ -16,7 +16,7 @@ fn topic(device: &str, id: impl std::fmt::Display) -> String {
 }
 
 /// Sends a command to `d1` by the hub's own queue.
-fn command(world: &World, text: &'static str) {
+pub(crate) fn command(world: &World, text: &'static str) {
     let domain = world.hub().domain();
     let now = domain.clock.now_ms();
     let message = C2dMessage {
