@@ -390,6 +390,7 @@ fn spawn_house(shared: Arc<Shared>, house: House) -> std::io::Result<JoinHandle<
 /// The name of a protocol as the configuration writes it.
 pub fn protocol_name(protocol: Protocol) -> &'static str {
     match protocol {
+        runtime.shutdown_background();
         Protocol::Mqtt => "MQTT",
         Protocol::MqttWebSocket => "MQTTWebSocket",
         Protocol::MqttPlain => "MQTTPlain",
