@@ -246,8 +246,9 @@ impl Connection {
                     session.handle_command(&command, out);
                 }),
                 UpstreamEvent::Lost(cause) => {
-                    self.link = None;
+                    // the Will of one that was taken over still goes by it
                     self.close(core, bench, cause, now);
+                    self.link = None;
                 }
             }
         }

@@ -24,7 +24,7 @@ use gateway_core::{
 };
 use slab::Slab;
 use tokio::{
-    runtime::LocalOptions,
+    runtime::{LocalOptions, LocalRuntime},
     sync::{mpsc, oneshot},
 };
 use tracing::{debug, info};
@@ -251,8 +251,15 @@ pub struct Parts {
 pub fn run(parts: Parts) -> std::io::Result<()> {
     // not a `LocalSet`: that is a scheduler inside a scheduler, paid for at every wake
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
-    runtime.block_on(serve(parts));
+    run_to_end(runtime, serve(parts));
     Ok(())
+}
+
+/// Runs `serve` to its end and leaves behind what has none of its own: a name that is looked up for a connection to the hub
+/// takes as long as the system's resolver likes.
+fn run_to_end(runtime: LocalRuntime, serve: impl Future<Output = ()>) {
+    runtime.block_on(serve);
+    runtime.shutdown_background();
 }
 
 async fn serve(parts: Parts) {
@@ -585,6 +592,7 @@ mod tests {
     use std::{
         cell::Cell,
         net::{IpAddr, Ipv4Addr, SocketAddr},
+        time::Duration,
     };
 
     use gateway_core::{
@@ -596,7 +604,19 @@ mod tests {
     };
     use slab::Slab;
 
-    use super::{ConnectionsQuery, Entry, Signals};
+    use super::{ConnectionsQuery, Entry, LocalOptions, Signals, run_to_end};
+
+    #[test]
+    fn the_end_of_a_core_does_not_wait_for_a_name_that_is_looked_up() {
+        let (begun, (end, ended)) = (std::time::Instant::now(), std::sync::mpsc::channel::<()>());
+        let runtime = tokio::runtime::Builder::new_current_thread().build_local(LocalOptions::default()).unwrap();
+        run_to_end(runtime, async {
+            // as the runtime asks the system's resolver
+            tokio::task::spawn_blocking(move || ended.recv_timeout(Duration::from_mins(1)));
+        });
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        drop(end);
+    }
 
     fn check(query: &ConnectionsQuery, device: &str, expected: bool) {
         assert_eq!(query.matches(device, Protocol::Mqtt), expected, "{query:?} {device}");

@@ -153,7 +153,11 @@ async fn until_told(mut gateway: Gateway, mut terminate: Signal, mut interrupt: 
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        _ = stopped => {
+        stopped = stopped => {
+            if !stopped.is_ok_and(|whole| whole) {
+                error!("ended, but not in order");
+                return ExitCode::FAILURE;
+            }
             info!("drained");
             return ExitCode::SUCCESS;
         }

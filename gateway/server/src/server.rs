@@ -230,10 +230,10 @@ impl Gateway {
         self.shared.registry.process.draining.store(true, Relaxed);
     }
 
-    /// Lets everybody go at once, and waits until everything is closed.
-    pub fn stop(mut self) {
+    /// Lets everybody go at once, and waits until everything is closed. False: a thread of it panicked.
+    pub fn stop(mut self) -> bool {
         self.drain();
-        self.join();
+        self.join()
     }
 
     /// Wants no new connections from now on, and lets devices go in pace: as ordered over the admin port, or by itself at
@@ -242,8 +242,8 @@ impl Gateway {
         self.shared.drains.stop(&self.shared);
     }
 
-    /// Leaves, and waits until everything is closed.
-    pub fn finish(mut self) {
+    /// Leaves, and waits until everything is closed. False: a thread of it panicked.
+    pub fn finish(mut self) -> bool {
         self.leave();
         let bound = Instant::now() + self.shared.settings.load().limits.drain_timeout + HOUSE_LATE;
         while !self.cores.iter().all(JoinHandle::is_finished) {
@@ -254,21 +254,14 @@ impl Gateway {
             }
             std::thread::sleep(FINISH_LOOK);
         }
-        self.join();
+        self.join()
     }
 
-    fn join(&mut self) {
-        for core in self.cores.drain(..) {
-            if core.join().is_err() {
-                error!("a core panicked");
-            }
-        }
+    fn join(&mut self) -> bool {
+        let cores = join_all(self.cores.drain(..));
         self.stopped.send_replace(true);
-        if let Some(house) = self.house.take()
-            && house.join().is_err()
-        {
-            error!("the housekeeping thread panicked");
-        }
+        let house = join_all(self.house.take());
+        cores && house
     }
 }
 
@@ -345,6 +338,19 @@ fn spawn_core(parts: Parts, ended: mpsc::Sender<u16>) -> std::io::Result<JoinHan
     })
 }
 
+/// Whether all of them came to their end without a panic.
+fn join_all(threads: impl IntoIterator<Item = JoinHandle<()>>) -> bool {
+    let mut whole = true;
+    for thread in threads {
+        let name = thread.thread().name().unwrap_or_default().to_owned();
+        if thread.join().is_err() {
+            error!(thread = name, "a thread panicked");
+            whole = false;
+        }
+    }
+    whole
+}
+
 /// Tells that a core's thread ended, even by a panic.
 struct TellEnd {
     index: u16,
@@ -384,6 +390,7 @@ fn spawn_house(shared: Arc<Shared>, house: House) -> std::io::Result<JoinHandle<
             // an error means that the gateway itself is gone
             let _gone = stopped.wait_for(|stopped| *stopped).await;
         });
+        runtime.shutdown_background();
     })
 }
 
@@ -393,5 +400,16 @@ pub fn protocol_name(protocol: Protocol) -> &'static str {
         Protocol::Mqtt => "MQTT",
         Protocol::MqttWebSocket => "MQTTWebSocket",
         Protocol::MqttPlain => "MQTTPlain",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::join_all;
+
+    #[test]
+    fn a_thread_that_panicked_is_not_taken_for_one_that_ended() {
+        assert!(join_all([std::thread::spawn(|| {}), std::thread::spawn(|| {})]));
+        assert!(!join_all([std::thread::spawn(|| panic!("on purpose")), std::thread::spawn(|| {})]));
     }
 }

@@ -119,7 +119,8 @@ impl DeviceLink {
 
     /// Hands one message over; answered by [`UpstreamEvent::Outcome`]. It is encoded before this returns.
     pub fn send(&self, slot: Slot, telemetry: &Telemetry<'_>) {
-        self.on_link(|link, device| link.send(device, slot, telemetry));
+        let send = |link: &Link, device| link.send(device, slot, telemetry);
+        if slot == Slot::WILL { self.on_any_link(send) } else { self.on_link(send) }
     }
 
     /// Attaches the command receiver: at most `credit` (at least 1) commands unsettled at a time.
@@ -149,6 +150,13 @@ impl DeviceLink {
 
     /// Nothing is done once the hub has let go of the device: `Lost` says it all.
     fn on_link(&self, call: impl FnOnce(&Link, u32)) {
+        if !self.inbox.is_lost() {
+            self.on_any_link(call);
+        }
+    }
+
+    /// Also for a device that was taken over and has not left yet.
+    fn on_any_link(&self, call: impl FnOnce(&Link, u32)) {
         // the borrow ends before the call: what is called may take the route away
         let route = self.inbox.route.borrow().as_ref().map(|route| (Rc::clone(&route.link), route.device));
         if let Some((link, device)) = route {

@@ -4,10 +4,10 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::PathBuf,
-    process::{Child, Command, Output, Stdio},
+    process::{Child, ChildStderr, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -200,6 +200,106 @@ fn the_file_is_followed_while_it_runs_and_the_log_says_so() {
     let entry = line_with(&mut log, "wait for a restart");
     assert!(entry["fields"].as_str().unwrap().contains("upstream.iotHub.hostName"), "{entry}");
     signal(&child, Signal::TERM);
+    assert_eq!(exit_code(&mut child), 0);
+}
+
+/// Starts it with this log filter; gives the rest of its log and the port of `plain`.
+fn logging_at(folder: &Folder, level: &str) -> (Child, BufReader<ChildStderr>, u16) {
+    let mut command = folder.command(&yaml(0));
+    let mut child = command.args(["--log-format", "json", "--cores", "1", "--log-level", level]).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let listening = line_with(&mut log, "listening");
+    let port = listening["address"].as_str().unwrap().rsplit(':').next().unwrap().parse().unwrap();
+    line_with(&mut log, "gateway serves");
+    (child, log, port)
+}
+
+/// Sends these bytes first and waits until the gateway has closed.
+fn refused(port: u16, first: &[u8]) {
+    let mut device = Device::open((Ipv4Addr::LOCALHOST, port).into(), &Transport::Plain).unwrap();
+    device.write(first).unwrap();
+    device.expect_close().unwrap();
+}
+
+/// The CONNECT of `login` is answered with another code than 0.
+fn refused_login(port: u16, login: &Login) {
+    let mut device = Device::open((Ipv4Addr::LOCALHOST, port).into(), &Transport::Plain).unwrap();
+    assert_ne!(device.login(login).unwrap(), 0);
+    device.expect_close().unwrap();
+}
+
+#[test]
+fn at_debug_each_connect_refusal_and_disconnect_is_a_line_that_says_why_and_never_a_token_or_key() {
+    const OTHER_KEY: &str = "b3RoZXJvdGhlcm90aGVyb3RoZXJvdGhlcm90aGVyb3Q=";
+    let folder = Folder::new();
+    let (mut child, mut log, port) = logging_at(&folder, "gateway=debug");
+    let good = Login::with_key("localhost", "d1", KEY).unwrap();
+    let with_password = |password: Option<String>| Login { password, ..good.clone() };
+    let expired = device::sas::token("localhost/devices/d1", KEY, None, 1_700_000_000).unwrap();
+    let elsewhere = device::sas::token("localhost/devices/d2", KEY, None, 4_000_000_000).unwrap();
+    let logins = [
+        ("token_signature", Login::with_key("localhost", "d1", OTHER_KEY).unwrap()),
+        ("token_expired", with_password(Some(expired))),
+        ("token_scope", with_password(Some(elsewhere))),
+        ("token_form", with_password(Some("SharedAccessSignature sr=x&sig=secret-sig".to_owned()))),
+        ("unknown_device", Login::with_key("localhost", "d2", KEY).unwrap()),
+        ("hub_host", Login::with_key("elsewhere", "d1", KEY).unwrap()),
+        ("user_name", Login { user_name: Some("nonsense".to_owned()), ..good.clone() }),
+    ];
+    let below = [("protocol_violation", b"\xC0\x00".as_slice()), ("tls_on_plain_port", b"\x16\x03\x01\x00\x05")];
+    for (_, login) in &logins {
+        refused_login(port, login);
+    }
+    for (_, bytes) in &below {
+        refused(port, bytes);
+    }
+    let device = Device::connect((Ipv4Addr::LOCALHOST, port).into(), &Transport::Plain, &good).unwrap();
+    device.disconnect().unwrap();
+    signal(&child, Signal::INT);
+    let mut text = String::new();
+    log.read_to_string(&mut text).unwrap();
+    assert_eq!(exit_code(&mut child), 0);
+    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let with = |message: &str, field: &str| -> Vec<&str> {
+        let lines = lines.iter().filter(|line| line["message"] == message && line["level"] == "DEBUG");
+        lines.map(|line| line[field].as_str().unwrap()).collect()
+    };
+    let reasons: Vec<&str> = logins.iter().map(|(reason, _)| *reason).chain(below.map(|(reason, _)| reason)).collect();
+    assert_eq!(with("connection refused", "reason"), reasons, "{text}");
+    assert_eq!(with("device connected", "device"), ["d1"]);
+    assert_eq!(with("device disconnected", "cause"), ["disconnect"]);
+    let passwords = logins.iter().map(|(_, login)| login).chain([&good]).filter_map(|login| login.password.as_deref());
+    let signatures = passwords.flat_map(|password| password.split('&')).filter_map(|field| field.strip_prefix("sig="));
+    let signatures: Vec<&str> = signatures.collect();
+    assert_eq!(signatures.len(), 8);
+    for secret in signatures.into_iter().chain(["SharedAccessSignature", KEY, OTHER_KEY]) {
+        assert!(!text.contains(secret), "{secret} is in the log");
+    }
+}
+
+#[test]
+fn at_info_a_storm_of_refusals_is_one_line_in_ten_seconds() {
+    let folder = Folder::new();
+    let (mut child, mut log, port) = logging_at(&folder, "info");
+    let unknown = Login::with_key("localhost", "d2", KEY).unwrap();
+    for _ in 0..50 {
+        refused_login(port, &unknown);
+    }
+    let mut told = 0;
+    while told < 50 {
+        let mut line = String::new();
+        assert!(log.read_line(&mut line).unwrap() > 0, "the log ends and told of {told}");
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        match line["message"].as_str().unwrap() {
+            "last ten seconds" => told += line["refused"].as_u64().unwrap(),
+            // beside the summary
+            "refused since the start, by reason" => {}
+            other => panic!("a line of its own: {other}"),
+        }
+    }
+    let reasons = line_with(&mut log, "refused since the start")["reasons"].to_string();
+    assert!(reasons.contains("unknown_device") && reasons.contains("50"), "{reasons}");
+    signal(&child, Signal::INT);
     assert_eq!(exit_code(&mut child), 0);
 }
 

@@ -387,7 +387,7 @@ mod tests {
         let mut book = Book::default();
         book.begin("a", None, begin);
         for (seconds, told) in [(1, false), (4, false), (5, true), (6, false), (60, false)] {
-            book.failed("a", "connection refused");
+            book.failed("a", "connection refused", after(seconds));
             assert_eq!(book.tell("a", after(seconds)), told, "after {seconds} s");
             let silence = book.reports(after(seconds))["a"].silence().map(str::to_owned);
             assert_eq!(silence.is_some(), seconds >= 5, "after {seconds} s: {silence:?}");

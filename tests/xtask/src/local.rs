@@ -56,7 +56,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return live::until_stopped(&stop, arguments.time, &mut [&mut hub, &mut gateway]);
     }
     let rate = arguments.rate.unwrap_or(f64::from(arguments.devices));
-    let report = live::devices(&device, &json, &description, arguments.devices, rate, arguments.time, &stop)?;
+    let load = live::Load { devices: arguments.devices, rate, seconds: arguments.time };
+    let report = live::devices(&device, &json, &description, &load, &stop, &mut [&mut hub, &mut gateway])?;
     let verdict = judge::judge(&description, &report)?;
     println!("{verdict}");
     if verdict.lost > 0 {

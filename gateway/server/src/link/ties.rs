@@ -251,6 +251,9 @@ impl State {
                 self.hold(device, role);
             }
             AfterLoss::Close(cause, refusal) => {
+                if cause == CloseCause::TakenOver && !owner.leaving {
+                    return self.handle_taken_over(device);
+                }
                 if cause != CloseCause::TakenOver && std::mem::take(&mut owner.commands.asked) {
                     owner.commands.window = 0;
                     return owner.inbox.post(UpstreamEvent::CommandsOpened(Err(refusal)));
@@ -258,6 +261,16 @@ impl State {
                 self.let_go(device, self.expired(device).unwrap_or(cause));
             }
         }
+    }
+
+    /// The device has come to another gateway: it is told, and keeps its place until it has left, for its Will is still to go
+    /// [MQTT-3.1.2-8]. A sender takes nothing away from the other one (contract §2.5, §2.6); a receiver would, and comes no more.
+    fn handle_taken_over(&mut self, device: u32) {
+        self.close_commands(device);
+        let Some(owner) = self.devices.get_mut(device as usize) else { return };
+        // what it has sent and nobody has acknowledged it sends over there
+        owner.refused = true;
+        owner.inbox.post(UpstreamEvent::Lost(CloseCause::TakenOver));
     }
 
     /// The hub lets links of an expired token go as unauthorized (trap 31).

@@ -26,7 +26,8 @@ pub enum UpstreamEvent {
     CommandsOpened(Result<(), Refusal>),
     /// The hub has a command for the device.
     Command(Command),
-    /// The hub let go of this device, and nothing will come after this: close its connection for this cause.
+    /// The hub let go of this device, and nothing will come after this: close its connection for this cause. After
+    /// [`CloseCause::TakenOver`] a Will can still be handed over.
     Lost(CloseCause),
 }
 
@@ -46,6 +47,8 @@ pub(crate) struct Inbox {
     waker: RefCell<Option<Waker>>,
     /// The device's connection is gone: nobody reads any more.
     closed: Cell<bool>,
+    /// `Lost` was posted.
+    lost: Cell<bool>,
     /// `None` once the hub let go of the device.
     pub(crate) route: RefCell<Option<Route>>,
 }
@@ -57,6 +60,7 @@ impl Inbox {
             queue: Cell::new(List::EMPTY),
             waker: RefCell::new(None),
             closed: Cell::new(false),
+            lost: Cell::new(false),
             route: RefCell::new(None),
         }
     }
@@ -66,6 +70,9 @@ impl Inbox {
     pub(crate) fn post(&self, event: UpstreamEvent) {
         if self.closed.get() {
             return;
+        }
+        if let UpstreamEvent::Lost(_) = event {
+            self.lost.set(true);
         }
         let mut queue = self.queue.get();
         let was_empty = queue.is_empty();
@@ -99,6 +106,11 @@ impl Inbox {
     /// Whether the device's connection is gone.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.get()
+    }
+
+    /// Whether the device was told that the hub let go of it.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.get()
     }
 
     /// Forgets what is queued and takes nothing more.

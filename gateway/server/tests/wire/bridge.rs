@@ -16,7 +16,7 @@ fn topic(device: &str, id: impl std::fmt::Display) -> String {
 }
 
 /// Sends a command to `d1` by the hub's own queue.
-fn command(world: &World, text: &'static str) {
+pub(crate) fn command(world: &World, text: &'static str) {
     let domain = world.hub().domain();
     let now = domain.clock.now_ms();
     let message = C2dMessage {
@@ -210,27 +210,34 @@ fn a_command_reaches_the_device_and_is_complete_only_after_its_puback() {
     assert_eq!(device.expect_message().unwrap().payload, b"again");
 }
 
+/// A device whose Will has the message id `will`.
+fn connect_with_will(world: &World, login: &Login, device: &str) -> Device {
+    let mut body = b"\x00\x04MQTT\x04\xC6\x00\x3C".to_vec();
+    body[7] |= 0x08;
+    let will_topic = format!("devices/{device}/messages/events/%24.mid=will");
+    let texts = [
+        login.client_id.as_str(),
+        &will_topic,
+        "gone",
+        login.user_name.as_deref().unwrap(),
+        login.password.as_deref().unwrap(),
+    ];
+    for text in texts {
+        body.extend_from_slice(&(text.len() as u16).to_be_bytes());
+        body.extend_from_slice(text.as_bytes());
+    }
+    let mut bytes = vec![0x10, 0x80 | (body.len() % 128) as u8, (body.len() / 128) as u8];
+    bytes.extend_from_slice(&body);
+    let mut client = world.open();
+    client.write(&bytes).unwrap();
+    assert_eq!(client.expect("CONNACK").unwrap(), Received::ConnAck(0, false));
+    client
+}
+
 #[test]
 fn mqtt_3_1_2_8_the_will_is_telemetry_when_the_device_is_gone_and_not_after_disconnect() {
     let world = World::with_hub(Verify::Local, "");
-    let connect = |device: &str| {
-        let login = login(device);
-        let mut body = b"\x00\x04MQTT\x04\xC6\x00\x3C".to_vec();
-        body[7] |= 0x08;
-        let will_topic = format!("devices/{device}/messages/events/%24.mid=will");
-        let texts =
-            [login.client_id.as_str(), &will_topic, "gone", &login.user_name.unwrap(), &login.password.unwrap()];
-        for text in texts {
-            body.extend_from_slice(&(text.len() as u16).to_be_bytes());
-            body.extend_from_slice(text.as_bytes());
-        }
-        let mut bytes = vec![0x10, 0x80 | (body.len() % 128) as u8, (body.len() / 128) as u8];
-        bytes.extend_from_slice(&body);
-        let mut client = world.open();
-        client.write(&bytes).unwrap();
-        assert_eq!(client.expect("CONNACK").unwrap(), Received::ConnAck(0, false));
-        client
-    };
+    let connect = |device: &str| connect_with_will(&world, &login(device), device);
     connect("d1").disconnect().unwrap();
     drop(connect("d2"));
     eventually("the Will is stored", || world.stored("d2") == ["will"]);
@@ -250,6 +257,21 @@ fn a_link_stolen_by_another_gateway_ends_the_connection() {
     world.hub().inject(Fault::new(Action::Steal).device("d1"));
     device.expect_close().unwrap();
     world.expect_metric("gateway_disconnects_total{cause=\"taken_over\"}", 1);
+}
+
+#[test]
+fn mqtt_3_1_2_8_the_will_leaves_although_another_gateway_took_the_device_over() {
+    for verify in [Verify::Local, Verify::Hub] {
+        let world = World::with_hub(verify, "");
+        let login = if verify == Verify::Hub { world.hub_login("d1") } else { login("d1") };
+        let mut device = connect_with_will(&world, &login, "d1");
+        device.subscribe(&[("devices/d1/messages/devicebound/#", 1)]).unwrap();
+        world.hub().inject(Fault::new(Action::Steal).device("d1"));
+        device.expect_close().unwrap();
+        eventually("the Will is stored", || world.stored("d1") == ["will"]);
+        world.expect_metric("gateway_disconnects_total{cause=\"taken_over\"}", 1);
+        world.expect_metric("gateway_upstream_links", 0);
+    }
 }
 
 #[test]

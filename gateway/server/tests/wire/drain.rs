@@ -13,10 +13,13 @@ use device::{
     packet::Received,
     script::{Device, Login, Transport},
 };
-use hub::domain::{Action, Fault};
+use hub::domain::{Action, Fault, Identity};
 use serde_json::{Value, json};
 
-use crate::support::{Certificates, Verify, World, eventually, login};
+use crate::{
+    bridge::command,
+    support::{Certificates, Verify, World, eventually, login},
+};
 
 /// What a device saw.
 struct Seen {
@@ -134,6 +137,32 @@ fn two_hundred_devices_are_let_go_at_the_rate_idle_ones_first_and_nothing_acknow
     world.expect_metric("gateway_let_go_total{cause=\"scale_in\"}", 200);
     world.expect_metric("gateway_drain{state=\"done\"}", 1);
     world.expect_metric("gateway_draining", 1);
+}
+
+#[test]
+fn a_command_that_a_persistent_session_has_not_acknowledged_stays_at_the_hub_while_it_is_let_go_and_comes_again() {
+    let world = World::with_hub(Verify::Local, "");
+    let login = Login { clean_session: false, ..login("d1") };
+    let connect = || {
+        let mut device = Device::connect(world.address("plain"), &Transport::Plain, &login).unwrap();
+        assert_eq!(device.subscribe(&[("devices/d1/messages/devicebound/#", 1)]).unwrap(), [1]);
+        device
+    };
+    let depth = || world.hub().domain().c2d.depth(&Identity::device("d1"));
+    let mut device = connect();
+    command(&world, "hello");
+    assert_eq!(device.expect_message().unwrap().payload, b"hello");
+    drain(world.gateway.admin, &order(1, 100.0));
+    device.expect_close().unwrap();
+    world.expect_metric("gateway_let_go_total{cause=\"scale_in\"}", 1);
+    world.expect_metric("gateway_upstream_links", 0);
+    assert_eq!(depth(), 1);
+    assert_eq!(ask(world.gateway.admin, "POST", "/undrain", r#"{"epoch": 1}"#).0, 200);
+    let mut device = connect();
+    let again = device.expect_message().unwrap();
+    assert_eq!(again.payload, b"hello");
+    device.acknowledge(again.packet_id.unwrap()).unwrap();
+    eventually("the command is complete", || depth() == 0);
 }
 
 #[test]

@@ -33,6 +33,15 @@ struct Line {
     p99_us: f64,
 }
 
+/// What the devices do.
+pub(super) struct Load {
+    pub(super) devices: u32,
+    /// Messages per second of all devices together.
+    pub(super) rate: f64,
+    /// `None`: until they are stopped.
+    pub(super) seconds: Option<u64>,
+}
+
 /// Set by SIGINT and SIGTERM.
 pub(super) fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
@@ -52,23 +61,21 @@ pub(super) fn until_stopped(
 ) -> anyhow::Result<()> {
     let begun = Instant::now();
     while !stop.load(Relaxed) && seconds.is_none_or(|seconds| begun.elapsed() < Duration::from_secs(seconds)) {
-        for program in &mut *programs {
-            program.still_runs()?;
-        }
+        still_run(programs)?;
         std::thread::sleep(Duration::from_millis(100));
     }
     Ok(())
 }
 
-/// Runs the devices, with a line each second, until the time or the signal; returns what they report.
+/// Runs the devices, with a line each second, until the time or the signal; returns what they report. The early end of a program
+/// beside them is an error: what the gateway took with it nobody has counted.
 pub(super) fn devices(
     program: &Path,
     json: &Path,
     description: &Description,
-    devices: u32,
-    rate: f64,
-    seconds: Option<u64>,
+    load: &Load,
     stop: &AtomicBool,
+    programs: &mut [&mut Background],
 ) -> anyhow::Result<Report> {
     /// Ten years: until it is stopped.
     const FOR_EVER: u64 = 10 * 365 * 24 * 3600;
@@ -81,25 +88,48 @@ pub(super) fn devices(
     }
     let mut command = Command::new(program);
     command.args(["load", "--json", "--reconnect", "--run", RUN, "--window", "16"]).arg("--world").arg(json);
-    command.args(["--devices", &devices.to_string(), "--rate", &rate.to_string()]);
-    command.args(["--for", &seconds.unwrap_or(FOR_EVER).to_string()]);
+    command.args(["--devices", &load.devices.to_string(), "--rate", &load.rate.to_string()]);
+    command.args(["--for", &load.seconds.unwrap_or(FOR_EVER).to_string()]);
     command.arg("--report").arg(&report).arg("--stop-file").arg(&stop_file);
     // not in our process group: Ctrl-C is for us, and the devices finish in order
     command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
     let mut child = command.spawn().context("cannot start the devices")?;
     let lines = BufReader::new(child.stdout.take().context("stdout is a pipe")?).lines();
-    let mut sum = Sum::default();
-    for line in lines {
-        sum.tell(&serde_json::from_str(&line?)?, description)?;
-        if stop.load(Relaxed) {
-            fs::write(&stop_file, "")?;
-        }
+    if let Err(error) = watch(lines, description, stop, &stop_file, programs) {
+        child.kill()?;
+        child.wait()?;
+        return Err(error);
     }
     eprintln!();
     if !child.wait()?.success() {
         bail!("the devices failed");
     }
+    still_run(programs)?;
     Ok(serde_json::from_slice(&fs::read(&report)?)?)
+}
+
+/// Tells of every line until the devices end.
+fn watch(
+    lines: impl Iterator<Item = std::io::Result<String>>,
+    description: &Description,
+    stop: &AtomicBool,
+    stop_file: &Path,
+    programs: &mut [&mut Background],
+) -> anyhow::Result<()> {
+    let mut sum = Sum::default();
+    for line in lines {
+        let line = line?;
+        still_run(programs)?;
+        sum.tell(&serde_json::from_str(&line)?, description)?;
+        if stop.load(Relaxed) {
+            fs::write(stop_file, "")?;
+        }
+    }
+    Ok(())
+}
+
+fn still_run(programs: &mut [&mut Background]) -> anyhow::Result<()> {
+    programs.iter_mut().try_for_each(|program| program.still_runs())
 }
 
 #[derive(Default)]
@@ -141,5 +171,32 @@ impl Sum {
             eprintln!("  {text}");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_early_end_of_the_gateway_ends_the_run_with_its_name() {
+        let description = serde_json::json!({
+            "caFile": "", "devices": [],
+            "hub": {"hostName": "localhost", "amqps": "127.0.0.1:1", "https": "https://127.0.0.1:1", "partitions": 1},
+            "service": {"connectionString": "", "sasToken": "", "saslPlainUser": ""},
+        });
+        let description: Description = serde_json::from_value(description).unwrap();
+        let total = r#"{"phase":"total","connected":1,"sent":1,"acknowledged":1,"p50Us":1.0,"p99Us":1.0}"#;
+        let run = |program: &mut Background| {
+            let lines = [Ok(total.to_owned())].into_iter();
+            watch(lines, &description, &AtomicBool::new(false), Path::new(""), &mut [program])
+        };
+        let mut serves = Background::start("gateway", Command::new("sleep").arg("60")).unwrap();
+        run(&mut serves).unwrap();
+        let mut ended = Background::start("gateway", &mut Command::new("false")).unwrap();
+        while ended.still_runs().is_ok() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(run(&mut ended).unwrap_err().to_string().starts_with("gateway ended with"));
     }
 }
