@@ -25,6 +25,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use futures_util::StreamExt;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api, Client,
@@ -133,6 +134,7 @@ pub async fn run(inputs: Inputs, custom_metrics: watch::Sender<CustomMetrics>) {
         trusted,
         wanted: listener.is_some() && settings.service.is_some(),
         custom_metrics,
+        unserved_since: Some(Timestamp::now()),
     };
     let (Some(listener), Some(service)) = (listener, settings.service) else {
         info!("the metrics API is switched off, or there is no Service in front of it");

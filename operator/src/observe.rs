@@ -82,6 +82,8 @@ pub enum CustomMetrics {
     Off,
     /// This operator, but the API server has not reached it for a while.
     Unreachable,
+    /// Nobody, for longer than this operator needs to register: it could not.
+    Unregistered,
     /// Nobody has looked yet.
     Unknown,
 }

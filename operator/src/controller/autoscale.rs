@@ -69,7 +69,7 @@ impl World {
 fn scales_itself(gateway: &ProtocolGateway, observed: &Observed) -> bool {
     let serves = match observed.apis.custom_metrics {
         CustomMetrics::Ours | CustomMetrics::Nobody | CustomMetrics::Unknown => true,
-        CustomMetrics::Foreign | CustomMetrics::Off | CustomMetrics::Unreachable => false,
+        CustomMetrics::Foreign | CustomMetrics::Off | CustomMetrics::Unreachable | CustomMetrics::Unregistered => false,
     };
     gateway.spec.scaling.is_some() && !serves && observed.autoscalers.of_gateway.is_empty()
 }
@@ -102,6 +102,7 @@ mod tests {
         check(&scaling, CustomMetrics::Foreign, None, true);
         check(&scaling, CustomMetrics::Off, None, true);
         check(&scaling, CustomMetrics::Unreachable, None, true);
+        check(&scaling, CustomMetrics::Unregistered, None, true);
         check(&scaling, CustomMetrics::Ours, None, false);
         check(&scaling, CustomMetrics::Nobody, None, false);
         check(&scaling, CustomMetrics::Unknown, None, false);

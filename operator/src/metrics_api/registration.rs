@@ -133,6 +133,19 @@ pub fn decide(
     (who, Version::ALL.into_iter().filter_map(action).collect())
 }
 
+/// What has been served by nobody for longer than a registration takes cannot be registered: no HorizontalPodAutoscaler is left to
+/// wait for it. Pure.
+fn lasting(who: CustomMetrics, unserved_since: Option<Timestamp>, now: Timestamp) -> CustomMetrics {
+    match unserved_since {
+        Some(since) if is_unserved(who) && now >= since + UNREACHABLE_AFTER => CustomMetrics::Unregistered,
+        _ => who,
+    }
+}
+
+fn is_unserved(who: CustomMetrics) -> bool {
+    matches!(who, CustomMetrics::Nobody | CustomMetrics::Unknown)
+}
+
 /// Made by this installation: with its label, and towards its Service.
 fn is_ours(service: &APIService, place: &Place) -> bool {
     let labelled = service.labels().get(MANAGED_BY).is_some_and(|manager| manager == names::FIELD_MANAGER);
@@ -200,6 +213,8 @@ pub(super) struct Registrar {
     /// Whether there should be any.
     pub(super) wanted: bool,
     pub(super) custom_metrics: watch::Sender<CustomMetrics>,
+    /// Since when nobody serves it, or nothing is known of that.
+    pub(super) unserved_since: Option<Timestamp>,
 }
 
 impl Registrar {
@@ -227,11 +242,14 @@ impl Registrar {
             }
             // nothing is said or written before both are known
             if seen.len() < Version::ALL.len() {
+                self.tell(CustomMetrics::Unknown, &Existing::new());
+                again = Instant::now() + LOOK_AGAIN;
                 continue;
             }
             let existing = seen.iter().filter_map(|(version, service)| Some((*version, service.clone()?))).collect();
             let done = self.keep(&api, &existing).await;
-            let waits = seen.values().flatten().any(|service| unavailable_since(service).is_some());
+            let unavailable = seen.values().flatten().any(|service| unavailable_since(service).is_some());
+            let waits = unavailable || self.unserved_since.is_some();
             again = Instant::now()
                 + match done {
                     false => RETRY_AFTER,
@@ -242,7 +260,7 @@ impl Registrar {
     }
 
     /// Says who serves, and writes what is to be written; whether nothing is left to do.
-    async fn keep(&self, api: &Api<APIService>, existing: &Existing) -> bool {
+    async fn keep(&mut self, api: &Api<APIService>, existing: &Existing) -> bool {
         let leads = self.leadership.epoch().is_some();
         // who does not lead does not write: who owns what it would write does not matter
         let wanted = if leads { self.wanted().await } else { Ok(Wanted::Later) };
@@ -272,8 +290,14 @@ impl Registrar {
         done
     }
 
-    fn tell(&self, who: CustomMetrics, existing: &Existing) {
+    fn tell(&mut self, who: CustomMetrics, existing: &Existing) {
+        let now = Timestamp::now();
+        self.unserved_since = is_unserved(who).then(|| self.unserved_since.unwrap_or(now));
+        let who = lasting(who, self.unserved_since, now);
         let changed = self.custom_metrics.send_if_modified(|before| std::mem::replace(before, who) != who);
+        if changed && who == CustomMetrics::Unregistered {
+            warn!("nobody serves custom.metrics.k8s.io and it cannot be registered: fleets are scaled through /scale");
+        }
         if changed && who == CustomMetrics::Foreign {
             let served_by = existing.values().find_map(|service| service.spec.as_ref()?.service.as_ref());
             let served_by = served_by.map(|by| {
@@ -344,6 +368,22 @@ mod tests {
     };
 
     use super::*;
+
+    #[test]
+    fn what_nobody_serves_for_two_minutes_is_not_waited_for() {
+        let since = Timestamp::UNIX_EPOCH;
+        let check = |who, since: Option<Timestamp>, seconds, expected| {
+            let now = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(seconds);
+            assert_eq!(lasting(who, since, now), expected, "{who:?} since {since:?}, {seconds} s");
+        };
+        check(CustomMetrics::Nobody, None, 600, CustomMetrics::Nobody);
+        check(CustomMetrics::Nobody, Some(since), 119, CustomMetrics::Nobody);
+        check(CustomMetrics::Nobody, Some(since), 120, CustomMetrics::Unregistered);
+        check(CustomMetrics::Unknown, Some(since), 120, CustomMetrics::Unregistered);
+        for who in [CustomMetrics::Ours, CustomMetrics::Foreign, CustomMetrics::Off, CustomMetrics::Unreachable] {
+            check(who, Some(since), 600, who);
+        }
+    }
 
     fn place(service: &str) -> Place {
         Place { namespace: "operators".to_owned(), service: service.to_owned(), port: 443 }

@@ -286,6 +286,12 @@ fn who_scales(observed: &Observed) -> Verdict {
              v1beta2.custom.metrics.k8s.io` says why; a firewall between control plane and nodes?): the operator scales \
              through /scale itself",
         ),
+        CustomMetrics::Unregistered => verdict(
+            false,
+            "NotRegistered",
+            "custom.metrics.k8s.io is served by nobody, and this operator has not been able to register it for two minutes (its \
+             log says why): it scales through /scale itself",
+        ),
         CustomMetrics::Nobody | CustomMetrics::Unknown => {
             verdict(false, "NotServed", "custom.metrics.k8s.io is not served yet")
         }
