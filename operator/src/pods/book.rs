@@ -346,7 +346,9 @@ mod tests {
         book.answered("cut-off", said(30, 30), begin);
         book.answered("overloaded", said(10, 10), begin);
         assert_eq!(lost(&mut book, &[], 1), []);
-        ["killed", "empty", "unheard"].iter().for_each(|pod| book.forget(pod, second(1)));
+        for pod in ["killed", "empty", "unheard"] {
+            book.forget(pod, second(1));
+        }
         assert_eq!(lost(&mut book, &[], 1), one("killed", 50));
         assert_eq!(lost(&mut book, &[], 1), []);
         book.answered("restarted", said(1, 1), second(3));

@@ -50,13 +50,13 @@ mod tests {
 
     use super::{super::load::DrainReport, *};
 
-    fn drain(cause: Option<DrainCause>, state: DrainState, per_second: f64) -> Option<DrainReport> {
-        Some(DrainReport { cause, epoch: 1, state, per_second, down_to: 0, remaining: 0, let_go: 0 })
+    fn drain(cause: Option<DrainCause>, state: DrainState, per_second: f64) -> DrainReport {
+        DrainReport { cause, epoch: 1, state, per_second, down_to: 0, remaining: 0, let_go: 0 }
     }
 
     /// Of a pod with so many devices that may have lived on for so many seconds; the budget is 100 a second.
-    fn check(connections: u64, drain: Option<DrainReport>, lived: u64, expected: u64) {
-        let load = Load { connections, drain, ..Load::default() };
+    fn check(connections: u64, drain: impl Into<Option<DrainReport>>, lived: u64, expected: u64) {
+        let load = Load { connections, drain: drain.into(), ..Load::default() };
         let gone = Gone { load, lived: Duration::from_secs(lived) };
         assert_eq!(gone.lost(100), expected, "{gone:?}");
     }
