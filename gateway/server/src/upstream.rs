@@ -21,7 +21,7 @@ use std::{
 
 use gateway_core::{
     auth::Refused,
-    message::{CommandTag, DeviceId, Settlement, Telemetry},
+    message::{CommandTag, DeviceId, QoS, Settlement, Telemetry},
     session::effect::Slot,
     settings::Settings,
     time::UnixSeconds,
@@ -57,7 +57,7 @@ pub struct DeviceLink {
 impl Upstream {
     /// A pool without connections: the first device opens one.
     ///
-    /// It counts `metrics.up.settle`, `metrics.up.inflight`, everything named `upstream_*` and the upstream's limits; the
+    /// It counts all of `metrics.up` but its bytes, everything named `upstream_*` and the upstream's limits; the
     /// rest is the caller's.
     pub fn new(
         settings: Arc<Settings>,
@@ -114,9 +114,10 @@ impl DeviceLink {
         self.on_link(|link, device| link.authorize(device, token, expires));
     }
 
-    /// Hands one message over; answered by [`UpstreamEvent::Outcome`]. It is encoded before this returns.
-    pub fn send(&self, slot: Slot, telemetry: &Telemetry<'_>) {
-        self.on_link(|link, device| link.send(device, slot, telemetry));
+    /// Hands one message over; answered by [`UpstreamEvent::Outcome`], and counted by what became of it. It is encoded before
+    /// this returns. False: the hub has let go of the device, and nobody takes the message.
+    pub fn send(&self, slot: Slot, qos: QoS, telemetry: &Telemetry<'_>) -> bool {
+        self.on_link(|link, device| link.send(device, (slot, qos), telemetry))
     }
 
     /// Attaches the command receiver: at most `credit` (at least 1) commands unsettled at a time.
@@ -144,13 +145,13 @@ impl DeviceLink {
         self.inbox.next()
     }
 
-    /// Nothing is done once the hub has let go of the device: `Lost` says it all.
-    fn on_link(&self, call: impl FnOnce(&Link, u32)) {
+    /// Nothing is done once the hub has let go of the device: `Lost` says it all. False then.
+    fn on_link(&self, call: impl FnOnce(&Link, u32)) -> bool {
         // the borrow ends before the call: what is called may take the route away
         let route = self.inbox.route.borrow().as_ref().map(|route| (Rc::clone(&route.link), route.device));
-        if let Some((link, device)) = route {
-            call(&link, device);
-        }
+        let Some((link, device)) = route else { return false };
+        call(&link, device);
+        true
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     auth::Login,
     codec::Packet,
-    message::{CommandTag, Settlement, Telemetry},
+    message::{CommandTag, QoS, Settlement, Telemetry},
 };
 
 /// Where a session puts its effects: called once per effect, in order. One event may bring as many as the window has places, so
@@ -22,6 +22,8 @@ pub enum Effect<'a> {
     Send {
         /// Names the message between session and link.
         slot: Slot,
+        /// As the device published it: whether it would send it again.
+        qos: QoS,
         /// Borrows the PUBLISH.
         telemetry: Telemetry<'a>,
     },

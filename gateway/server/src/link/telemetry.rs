@@ -2,7 +2,7 @@
 
 use amqp_endpoint::{LinkId, NotSent, Outcome as AmqpOutcome};
 use gateway_core::{
-    message::{Outcome, Refusal, Telemetry},
+    message::{Outcome, QoS, Refusal, Telemetry},
     session::effect::Slot,
     upstream::{self, Disposition},
 };
@@ -17,14 +17,14 @@ use crate::{metrics::Limit, upstream::arena::Key};
 impl State {
     /// Takes a message of `device`: encoded once, kept until it is settled. The session's window bounds how many, and
     /// `unsettledBytesMax` those of all devices.
-    pub(super) fn send(&mut self, device: u32, slot: Slot, telemetry: &Telemetry<'_>) {
+    pub(super) fn send(&mut self, device: u32, (slot, qos): (Slot, QoS), telemetry: &Telemetry<'_>) {
         let Some(owner) = self.devices.get_mut(device as usize) else { return };
         let mut bytes = self.pool.buffers.take();
         let sender = (!self.pool.target().is_iot_hub()).then_some(&owner.identity);
         encode::telemetry(&mut bytes, telemetry, sender);
         self.pool.held.take(bytes.len());
         let given_us = self.pool.clock.turn_us();
-        let message = Message { device, slot, bytes, given_us, sent: None, in_doubt: false };
+        let message = Message { device, slot, qos, bytes, given_us, sent: None, in_doubt: false };
         let key = self.messages.push_back(&mut owner.queue, message);
         owner.next.get_or_insert(key);
         self.pool.metrics.up.inflight.add(1);
@@ -143,7 +143,7 @@ impl State {
             }
             if !message.is_only_here() && (message.in_doubt || owner.refused) {
                 let message = self.messages.remove(&mut owner.queue, key).expect("it was there just now");
-                message.drop_quietly(&self.pool);
+                message.drop_unsettled(&self.pool);
             } else {
                 owner.next.get_or_insert(key);
             }
