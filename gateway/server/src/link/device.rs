@@ -193,9 +193,10 @@ impl Passenger {
 }
 
 impl Message {
-    /// Nobody sends it again if it does not go from here: its device gave it away for good.
+    /// Nobody sends it again if it does not go from here, and it owes nothing to a message before it: a Will, or QoS 0 that has
+    /// never been transferred. QoS 0 that may have arrived is done with.
     pub(super) fn is_only_here(&self) -> bool {
-        self.slot == Slot::WILL
+        self.slot == Slot::WILL || (self.qos == QoS::AtMostOnce && !self.in_doubt)
     }
 
     /// Counts what became of it, tells its device, and gives its buffer back.

@@ -127,10 +127,12 @@ impl State {
         }
     }
 
-    /// Drops what a device that is gone sends again itself, for it has no PUBACK: what is in doubt, and what came after a message
-    /// that the hub did not take, which it must not overtake. Its copies would only make duplicates, a window of them for each
-    /// time that it comes back to a hub that throttles. A Will is nobody else's to send, and what has not gone yet goes once:
-    /// the device may have said goodbye without waiting.
+    /// Drops what a device that is gone need not have sent for it: what is in doubt, and what came after a message that the hub
+    /// did not take, which it must not overtake. QoS 1 the device sends again itself, for it has no PUBACK: copies would only
+    /// make duplicates, a window of them for each time that it comes back to a hub that throttles. QoS 0 in doubt may have
+    /// arrived, which is as often as was promised. A Will goes again, it is nobody else's to send; QoS 0 that has not gone yet
+    /// goes, whatever was refused; and all that has not gone yet goes if nothing was: the device may have said goodbye
+    /// without waiting.
     pub(super) fn forsake(&mut self, device: u32) {
         let Some(owner) = self.devices.get_mut(device as usize) else { return };
         let mut next = owner.queue.first();

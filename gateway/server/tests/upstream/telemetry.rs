@@ -330,6 +330,28 @@ fn what_settles_after_its_device_has_gone_is_counted() {
 }
 
 #[test]
+fn what_is_sent_at_most_once_is_not_dropped_for_a_refused_message_before_it() {
+    on_a_core(async {
+        let mut config = HubConfig::default();
+        config.amqp.link_credit = 2;
+        let world = World::with(Verify::Local, config, |_| {});
+        world.hub().add_device("d1").unwrap();
+        let upstream = world.upstream();
+        let condition = "com.microsoft:device-container-throttled".into();
+        world.inject(Fault::new(Action::Reject { condition }).count(2));
+        let device = Device::open(&upstream, "d1");
+        for slot in [0, 2, 4] {
+            device.send(slot, &format!("a-{slot}"));
+            device.send_at_most_once(slot + 1, &format!("a-{}", slot + 1));
+        }
+        drop(device);
+        until("nothing is in flight", || world.metrics.up.inflight.get() == 0).await;
+        assert_eq!(world.accepted("d1"), ["a-3", "a-5"]);
+        assert_eq!(world.counted(), [2, 0, 2, 2]);
+    });
+}
+
+#[test]
 fn of_a_device_that_is_gone_only_the_will_goes_again_over_a_new_connection() {
     on_a_core(async {
         let world = World::new(Verify::Local);
