@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 
 use crate::{
-    message::{CommandTag, PacketId, QoS},
+    message::{CommandTag, PacketId},
     session::effect::Slot,
 };
 
@@ -107,12 +107,6 @@ impl Inbound {
                 _ => {}
             }
         }
-    }
-
-    /// The quality of service of the message in flight under `slot`, if there is one.
-    pub fn qos(&self, slot: Slot) -> Option<QoS> {
-        let handed = self.entries.get(self.position(slot)?)?;
-        Some(if handed.packet_id.is_some() { QoS::AtLeastOnce } else { QoS::AtMostOnce })
     }
 
     fn free_done(&mut self) {

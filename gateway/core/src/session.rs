@@ -39,7 +39,8 @@ use crate::{
 
 /// One device's session, from the end of its handshake to [`Effect::Close`]. Owned by one connection.
 ///
-/// What was handed upstream before the end (QoS 0 before a DISCONNECT, the Will) is the hub link's to see through.
+/// What was handed upstream before the end (QoS 0 before a DISCONNECT, the Will) is the hub link's to see through: the Will until
+/// it is settled, QoS 0 once.
 #[derive(Debug)]
 pub struct Session {
     state: State,

@@ -230,9 +230,6 @@ impl Connection {
                     if let Outcome::Retry(Refusal::Throttled | Refusal::Quota) = outcome {
                         core.metrics.upstream_throttled_ms.set(now.monotonic.0.cast_signed());
                     }
-                    if let Some(qos) = self.session.qos_in_flight(slot) {
-                        core.metrics.up.up(qos, &outcome).inc();
-                    }
                     self.with_session(core, bench, now, |session, context, out| {
                         session.handle_outcome(context, slot, &outcome, now, out);
                     });

@@ -24,7 +24,7 @@ use std::{
 };
 
 use gateway_core::{
-    message::{CommandTag, Settlement, Telemetry},
+    message::{CommandTag, QoS, Settlement, Telemetry},
     session::effect::Slot,
     time::UnixSeconds,
     upstream::ConnectionKey,
@@ -78,8 +78,8 @@ impl Link {
         self.wake();
     }
 
-    pub(crate) fn send(&self, device: u32, slot: Slot, telemetry: &Telemetry<'_>) {
-        self.state.borrow_mut().send(device, slot, telemetry);
+    pub(crate) fn send(&self, device: u32, name: (Slot, QoS), telemetry: &Telemetry<'_>) {
+        self.state.borrow_mut().send(device, name, telemetry);
         self.wake();
     }
 

@@ -237,6 +237,8 @@ pub struct Metrics {
     pub upstream_failures: Labelled<UpstreamFailure, Counter>,
     /// Messages that were transferred again after their AMQP connection or link was lost.
     pub upstream_resent: Counter,
+    /// Messages without an outcome that were dropped with their devices.
+    pub upstream_dropped: Counter,
     /// Put-token requests by result.
     pub upstream_tokens: Labelled<TokenResult, Counter>,
     /// Why an AMQP connection was lost or could not be opened.

@@ -22,7 +22,7 @@ use std::{
 
 use gateway_core::{
     auth::Refused,
-    message::{CommandTag, DeviceId, Settlement, Telemetry},
+    message::{CommandTag, DeviceId, QoS, Settlement, Telemetry},
     session::effect::Slot,
     settings::Settings,
     time::UnixSeconds,
@@ -59,7 +59,7 @@ pub struct DeviceLink {
 impl Upstream {
     /// A pool without connections: the first device opens one.
     ///
-    /// It counts `metrics.up.settle`, `metrics.up.inflight`, everything named `upstream_*` and the upstream's limits; the
+    /// It counts all of `metrics.up` but its bytes, everything named `upstream_*` and the upstream's limits; the
     /// rest is the caller's. `outage_pace` is that of all cores.
     pub fn new(
         settings: Arc<Settings>,
@@ -117,9 +117,10 @@ impl DeviceLink {
         self.on_link(|link, device| link.authorize(device, token, expires));
     }
 
-    /// Hands one message over; answered by [`UpstreamEvent::Outcome`]. It is encoded before this returns.
-    pub fn send(&self, slot: Slot, telemetry: &Telemetry<'_>) {
-        let send = |link: &Link, device| link.send(device, slot, telemetry);
+    /// Hands one message over; answered by [`UpstreamEvent::Outcome`], and counted by what became of it. It is encoded before
+    /// this returns. False: the hub has let go of the device, and nobody takes the message.
+    pub fn send(&self, slot: Slot, qos: QoS, telemetry: &Telemetry<'_>) -> bool {
+        let send = |link: &Link, device| link.send(device, (slot, qos), telemetry);
         if slot == Slot::WILL { self.on_any_link(send) } else { self.on_link(send) }
     }
 
@@ -148,20 +149,18 @@ impl DeviceLink {
         self.inbox.next()
     }
 
-    /// Nothing is done once the hub has let go of the device: `Lost` says it all.
-    fn on_link(&self, call: impl FnOnce(&Link, u32)) {
-        if !self.inbox.is_lost() {
-            self.on_any_link(call);
-        }
+    /// Nothing is done once the hub has let go of the device: `Lost` says it all. False then.
+    fn on_link(&self, call: impl FnOnce(&Link, u32)) -> bool {
+        !self.inbox.is_lost() && self.on_any_link(call)
     }
 
     /// Also for a device that was taken over and has not left yet.
-    fn on_any_link(&self, call: impl FnOnce(&Link, u32)) {
+    fn on_any_link(&self, call: impl FnOnce(&Link, u32)) -> bool {
         // the borrow ends before the call: what is called may take the route away
         let route = self.inbox.route.borrow().as_ref().map(|route| (Rc::clone(&route.link), route.device));
-        if let Some((link, device)) = route {
-            call(&link, device);
-        }
+        let Some((link, device)) = route else { return false };
+        call(&link, device);
+        true
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     auth::Login,
     codec::Packet,
-    message::{CommandTag, Settlement, Telemetry},
+    message::{CommandTag, QoS, Settlement, Telemetry},
 };
 
 /// Where a session puts its effects: called once per effect, in order. One event may bring as many as the window has places, so
@@ -18,10 +18,13 @@ pub enum Effect<'a> {
     /// Encode this packet into the device's output.
     Write(Packet<'a>),
     /// Hand this message upstream; answer with `Session::handle_outcome(slot, …)`, exactly once while
-    /// the session lives. What is handed over goes out even if the session ends first.
+    /// the session lives. If the session ends first it goes out all the same, but for QoS 1 after a message that was not
+    /// taken, and for what is in doubt when the way to the hub breaks (a Will goes again).
     Send {
         /// Names the message between session and link.
         slot: Slot,
+        /// As the device published it: whether it would send it again.
+        qos: QoS,
         /// Borrows the PUBLISH.
         telemetry: Telemetry<'a>,
     },

@@ -1,7 +1,7 @@
 //! What the owner of a session may ask of it for its lists, metrics and log lines. Changes nothing.
 
-use super::{Session, State, effect::Slot};
-use crate::message::{DeviceId, QoS};
+use super::{Session, State};
+use crate::message::DeviceId;
 
 impl Session {
     /// Who this is, from CONNECT on until the session ended; proven only once the verdict allowed it.
@@ -16,13 +16,5 @@ impl Session {
     /// Whether the answer to `Effect::Authenticate` is awaited.
     pub fn is_authenticating(&self) -> bool {
         matches!(self.state, State::Authenticating(_))
-    }
-
-    /// The quality of service of the message in flight under `slot`, if there is one.
-    pub fn qos_in_flight(&self, slot: Slot) -> Option<QoS> {
-        match &self.state {
-            State::Active(live) | State::Draining { live, .. } => live.qos_in_flight(slot),
-            _ => None,
-        }
     }
 }

@@ -63,7 +63,7 @@ impl Live {
         let telemetry = cx.pipeline.telemetry(&self.identity, publish, &mut cx.text).map_err(Ended::by_pipeline)?;
         let full = || Ended::violation("publish beyond the window");
         let slot = self.inbound.reserve(publish.packet_id, self.window).ok_or_else(full)?;
-        out(Effect::Send { slot, telemetry });
+        out(Effect::Send { slot, qos: publish.qos, telemetry });
         Ok(())
     }
 
@@ -119,10 +119,6 @@ impl Live {
     /// Both windows' back-pressure: a place for a PUBLISH and for a SUBSCRIBE.
     pub(super) fn has_room(&self) -> bool {
         self.inbound.len() < usize::from(self.window) && self.commands.has_room()
-    }
-
-    pub(super) fn qos_in_flight(&self, slot: Slot) -> Option<QoS> {
-        self.inbound.qos(slot)
     }
 
     pub(super) fn is_settled(&self) -> bool {

@@ -37,7 +37,7 @@ impl LastWill {
     /// Sends it, once; after a change of settings it may have become unsendable, which nobody is left to be told.
     pub(super) fn send(&self, identity: &DeviceId, cx: &mut Context, out: &mut Effects<'_>) {
         if let Ok(telemetry) = cx.pipeline.will(identity, &self.view(), &mut cx.text) {
-            out(Effect::Send { slot: Slot::WILL, telemetry });
+            out(Effect::Send { slot: Slot::WILL, qos: self.qos, telemetry });
         }
     }
 

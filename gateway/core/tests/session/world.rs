@@ -307,7 +307,7 @@ pub(crate) fn see(effect: &Effect<'_>) -> Seen {
     match effect {
         Effect::Authenticate(login) => Seen::Authenticate(login.identity.to_string()),
         Effect::Write(packet) => see_packet(packet),
-        Effect::Send { slot, telemetry } => {
+        Effect::Send { slot, telemetry, .. } => {
             let payload = String::from_utf8(telemetry.payload.to_vec()).unwrap();
             Seen::Send { slot: slot.0, payload, properties: properties(telemetry) }
         }

@@ -112,7 +112,7 @@ impl Judge {
         match effect {
             Effect::Authenticate(_) => assert!(!std::mem::replace(&mut self.asked, true), "asked twice"),
             Effect::Write(packet) => self.see_packet(packet),
-            Effect::Send { slot, telemetry } => self.see_send(*slot, telemetry),
+            Effect::Send { slot, telemetry, .. } => self.see_send(*slot, telemetry),
             Effect::OpenCommands { credit } => {
                 assert_eq!(*credit, u32::from(WINDOW));
                 assert_eq!(self.receiver(), Receiver::Off, "opened twice");

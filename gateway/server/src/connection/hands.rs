@@ -60,10 +60,11 @@ impl<'a> Hands<'a> {
     pub(super) fn carry_out(&mut self, effect: Effect<'_>) {
         match effect {
             Effect::Write(packet) => self.write(&packet),
-            Effect::Send { slot, telemetry } => {
+            Effect::Send { slot, qos, telemetry } => {
                 self.core.metrics.up.bytes.add(telemetry.payload.len() as u64);
-                if let Some(link) = self.link {
-                    link.send(slot, &telemetry);
+                let sent = self.link.as_ref().is_some_and(|link| link.send(slot, qos, &telemetry));
+                if !sent {
+                    self.core.metrics.upstream_dropped.inc();
                 }
             }
             Effect::Settle(tag, settlement) => {

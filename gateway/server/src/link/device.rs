@@ -5,7 +5,7 @@ use std::{rc::Rc, time::Duration};
 use amqp_endpoint::LinkId;
 use gateway_core::{
     auth::{Refused, Verdict},
-    message::{DeviceId, Outcome},
+    message::{DeviceId, Outcome, QoS},
     session::effect::{CloseCause, Slot},
     time::{Millis, UnixSeconds},
 };
@@ -123,6 +123,7 @@ pub(super) struct Message {
     /// Whose it is.
     pub(super) device: u32,
     pub(super) slot: Slot,
+    pub(super) qos: QoS,
     /// The encoded message, kept so that it can be sent again.
     pub(super) bytes: Vec<u8>,
     /// When it was handed over, microseconds.
@@ -188,21 +189,28 @@ impl Passenger {
 }
 
 impl Message {
-    /// Nobody sends it again if it does not go from here: its device gave it away for good.
+    /// Nobody sends it again if it does not go from here, and it owes nothing to a message before it: a Will, or QoS 0 that has
+    /// never been transferred. QoS 0 that may have arrived is done with.
     pub(super) fn is_only_here(&self) -> bool {
-        self.slot == Slot::WILL
+        self.slot == Slot::WILL || (self.qos == QoS::AtMostOnce && !self.in_doubt)
     }
 
-    /// Tells its device what became of it, and gives its buffer back.
+    /// Counts what became of it, tells its device, and gives its buffer back.
     pub(super) fn end(self, pool: &Pool, inbox: &Inbox, outcome: Outcome) {
+        pool.metrics.up.up(self.qos, &outcome).inc();
         if self.slot != Slot::WILL {
             inbox.post(UpstreamEvent::Outcome(self.slot, outcome));
         }
-        self.drop_quietly(pool);
+        self.give_back(pool);
     }
 
-    /// Gives its buffer back; its device hears nothing, or hears that it was let go.
-    pub(super) fn drop_quietly(self, pool: &Pool) {
+    /// Counts it as dropped and gives its buffer back; its device hears nothing, or hears that it was let go.
+    pub(super) fn drop_unsettled(self, pool: &Pool) {
+        pool.metrics.upstream_dropped.inc();
+        self.give_back(pool);
+    }
+
+    fn give_back(self, pool: &Pool) {
         pool.metrics.up.inflight.add(-1);
         pool.held.give(self.bytes.len());
         pool.buffers.give(self.bytes);

@@ -80,7 +80,7 @@ impl State {
         self.forget_token(device);
         let Some(mut owner) = self.devices.try_remove(device as usize) else { return };
         while let Some(message) = self.messages.pop_front(&mut owner.queue) {
-            message.drop_quietly(&self.pool);
+            message.drop_unsettled(&self.pool);
         }
         self.detach(&owner);
         self.pool.placement.borrow_mut().leave(self.key, self.pool.clock.monotonic());

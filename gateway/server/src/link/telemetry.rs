@@ -2,7 +2,7 @@
 
 use amqp_endpoint::{LinkId, NotSent, Outcome as AmqpOutcome};
 use gateway_core::{
-    message::{Outcome, Refusal, Telemetry},
+    message::{Outcome, QoS, Refusal, Telemetry},
     session::effect::Slot,
     upstream::{self, Disposition},
 };
@@ -17,14 +17,14 @@ use crate::{metrics::Limit, upstream::arena::Key};
 impl State {
     /// Takes a message of `device`: encoded once, kept until it is settled. The session's window bounds how many, and
     /// `unsettledBytesMax` those of all devices.
-    pub(super) fn send(&mut self, device: u32, slot: Slot, telemetry: &Telemetry<'_>) {
+    pub(super) fn send(&mut self, device: u32, (slot, qos): (Slot, QoS), telemetry: &Telemetry<'_>) {
         let Some(owner) = self.devices.get_mut(device as usize) else { return };
         let mut bytes = self.pool.buffers.take();
         let sender = (!self.pool.target().is_iot_hub()).then_some(&owner.identity);
         encode::telemetry(&mut bytes, telemetry, sender);
         self.pool.held.take(bytes.len());
         let given_us = self.pool.clock.turn_us();
-        let message = Message { device, slot, bytes, given_us, sent: None, in_doubt: false };
+        let message = Message { device, slot, qos, bytes, given_us, sent: None, in_doubt: false };
         let key = self.messages.push_back(&mut owner.queue, message);
         owner.next.get_or_insert(key);
         self.pool.metrics.up.inflight.add(1);
@@ -127,10 +127,12 @@ impl State {
         }
     }
 
-    /// Drops what a device that is gone sends again itself, for it has no PUBACK: what is in doubt, and what came after a message
-    /// that the hub did not take, which it must not overtake. Its copies would only make duplicates, a window of them for each
-    /// time that it comes back to a hub that throttles. A Will is nobody else's to send, and what has not gone yet goes once:
-    /// the device may have said goodbye without waiting.
+    /// Drops what a device that is gone need not have sent for it: what is in doubt, and what came after a message that the hub
+    /// did not take, which it must not overtake. QoS 1 the device sends again itself, for it has no PUBACK: copies would only
+    /// make duplicates, a window of them for each time that it comes back to a hub that throttles. QoS 0 in doubt may have
+    /// arrived, which is as often as was promised. A Will goes again, it is nobody else's to send; QoS 0 that has not gone yet
+    /// goes, whatever was refused; and all that has not gone yet goes if nothing was: the device may have said goodbye
+    /// without waiting.
     pub(super) fn forsake(&mut self, device: u32) {
         let Some(owner) = self.devices.get_mut(device as usize) else { return };
         let mut next = owner.queue.first();
@@ -143,7 +145,7 @@ impl State {
             }
             if !message.is_only_here() && (message.in_doubt || owner.refused) {
                 let message = self.messages.remove(&mut owner.queue, key).expect("it was there just now");
-                message.drop_quietly(&self.pool);
+                message.drop_unsettled(&self.pool);
             } else {
                 owner.next.get_or_insert(key);
             }

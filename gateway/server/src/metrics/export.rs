@@ -205,7 +205,7 @@ impl Registry {
             inflight.push(gauge(&label, self.cores.iter().map(|core| of(core).inflight.get()).sum::<i64>() as f64));
             settle.push(histogram(&label, self.cores.iter().map(|core| &of(core).settle)));
         }
-        let help = "Messages by direction (up: device to hub), quality of service and outcome.";
+        let help = "Messages by direction (up: device to hub; Wills, too), quality of service and outcome.";
         out.push(family("gateway_messages_total", help, MetricType::COUNTER, counts));
         out.push(family("gateway_message_bytes_total", "Payload bytes of messages.", MetricType::COUNTER, bytes));
         out.push(family("gateway_inflight", "Messages handed over and not settled.", MetricType::GAUGE, inflight));
@@ -235,6 +235,12 @@ impl Registry {
             "Messages transferred again after their AMQP connection or link was lost.",
             MetricType::COUNTER,
             vec![counter(&[], self.total(|core| core.upstream_resent.get()))],
+        ));
+        out.push(family(
+            "gateway_upstream_dropped_total",
+            "Messages dropped without an outcome, of devices that are gone; of QoS 1 their devices send them again.",
+            MetricType::COUNTER,
+            vec![counter(&[], self.total(|core| core.upstream_dropped.get()))],
         ));
     }
 

@@ -20,7 +20,7 @@ use gateway::{
 use gateway_core::{
     auth::{self, Key, Refused, Verdict},
     config::GatewayConfig,
-    message::{Command, DeviceId, Outcome, PropertyText, Telemetry},
+    message::{Command, DeviceId, Outcome, PropertyText, QoS, Telemetry},
     session::effect::{CloseCause, Slot},
     settings::{self, Settings, UpstreamLimits},
     time::UnixSeconds,
@@ -150,6 +150,13 @@ impl World {
         self.hub().ledger().entries(&query).len()
     }
 
+    /// Messages to the hub that were counted: accepted of QoS 0 and of QoS 1, not taken of either, and dropped.
+    pub(crate) fn counted(&self) -> [u64; 4] {
+        let (up, dropped) = (&self.metrics.up, self.metrics.upstream_dropped.get());
+        let not_taken = (0..2).flat_map(|qos| (1..4).map(move |column| up.get(qos, column))).sum();
+        [up.get(0, 0), up.get(1, 0), not_taken, dropped]
+    }
+
     /// AMQP connections open at the hub.
     pub(crate) fn connections(&self) -> usize {
         self.hub().domain().connections.list().len()
@@ -245,11 +252,19 @@ impl Device {
     }
 
     pub(crate) fn send_sized(&self, slot: u16, message_id: &str, payload_bytes: usize) {
+        self.hand_over((slot, QoS::AtLeastOnce), message_id, payload_bytes);
+    }
+
+    pub(crate) fn send_at_most_once(&self, slot: u16, message_id: &str) {
+        self.hand_over((slot, QoS::AtMostOnce), message_id, 16);
+    }
+
+    fn hand_over(&self, (slot, qos): (u16, QoS), message_id: &str, payload_bytes: usize) {
         let mut text = PropertyText::default();
         text.text.push_str(message_id);
         text.message_id = Some(0..message_id.len() as u32);
         let payload = vec![b'x'; payload_bytes];
-        self.link.send(Slot(slot), &Telemetry { text: &text, payload: &payload });
+        self.link.send(Slot(slot), qos, &Telemetry { text: &text, payload: &payload });
     }
 
     pub(crate) async fn outcome(&self) -> (u16, Outcome) {

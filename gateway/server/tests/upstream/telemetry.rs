@@ -293,6 +293,9 @@ async fn refused_before_the_rest(refused: u32, leave_first: bool) -> (World, Vec
     until("nothing is in flight", || world.metrics.up.inflight.get() == 0).await;
     until("its links are gone", || world.metrics.upstream_links.get() == 0).await;
     let accepted = world.accepted("d1");
+    let [at_most_once, at_least_once, not_taken, dropped] = world.counted();
+    assert_eq!((at_most_once, at_least_once, not_taken), (0, accepted.len() as u64, u64::from(refused)));
+    assert_eq!(at_least_once + not_taken + dropped, 9, "each message once");
     (world, accepted)
 }
 
@@ -306,6 +309,45 @@ fn what_came_after_a_refused_message_does_not_overtake_it() {
             let (_world, accepted) = refused_before_the_rest(1, leave_first).await;
             assert_eq!(accepted, ["a-1", "will"], "leave first: {leave_first}");
         }
+    });
+}
+
+#[test]
+fn what_settles_after_its_device_has_gone_is_counted() {
+    on_a_core(async {
+        let world = World::new(Verify::Local);
+        world.hub().add_device("d1").unwrap();
+        let upstream = world.upstream();
+        let device = Device::open(&upstream, "d1");
+        device.send(1, "a-0");
+        device.send_at_most_once(2, "a-1");
+        device.send(Slot::WILL.0, "a-2");
+        drop(device);
+        until("all are there", || world.accepted("d1") == ids("a-", 3)).await;
+        until("nothing is in flight", || world.metrics.up.inflight.get() == 0).await;
+        assert_eq!(world.counted(), [1, 2, 0, 0]);
+    });
+}
+
+#[test]
+fn what_is_sent_at_most_once_is_not_dropped_for_a_refused_message_before_it() {
+    on_a_core(async {
+        let mut config = HubConfig::default();
+        config.amqp.link_credit = 2;
+        let world = World::with(Verify::Local, config, |_| {});
+        world.hub().add_device("d1").unwrap();
+        let upstream = world.upstream();
+        let condition = "com.microsoft:device-container-throttled".into();
+        world.inject(Fault::new(Action::Reject { condition }).count(2));
+        let device = Device::open(&upstream, "d1");
+        for slot in [0, 2, 4] {
+            device.send(slot, &format!("a-{slot}"));
+            device.send_at_most_once(slot + 1, &format!("a-{}", slot + 1));
+        }
+        drop(device);
+        until("nothing is in flight", || world.metrics.up.inflight.get() == 0).await;
+        assert_eq!(world.accepted("d1"), ["a-3", "a-5"]);
+        assert_eq!(world.counted(), [2, 0, 2, 2]);
     });
 }
 
