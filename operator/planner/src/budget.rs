@@ -351,7 +351,8 @@ fn late<'a>(view: &View<'a>) -> BTreeMap<&'a str, u32> {
         let served = u64::from(view.input.spec.per_second) * until_late.cast_unsigned() / 1000;
         let left = devices.min((before + devices).saturating_sub(served));
         before += devices;
-        let time = pod.ends.unwrap_or(now) - GRACE_BEYOND - late_at.max(now);
+        // what is given to others because it goes more slowly now, they have when it has done so for a while
+        let time = pod.ends.unwrap_or(now) - GRACE_BEYOND - STEP - late_at.max(now);
         let rate = left.saturating_mul(1000).div_ceil(time.max(WINDOW).cast_unsigned());
         rates.insert(pod.name.as_str(), u32::try_from(rate).unwrap_or(u32::MAX));
     }

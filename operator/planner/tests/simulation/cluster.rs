@@ -1,10 +1,10 @@
 //! Kubernetes as far as a fleet notices it: a Deployment that surges by one, a ReplicaSet that chooses whom to delete, kubelets
 //! that probe, a load balancer of connections.
 
-use planner::{Millis, upstream::Upstream};
+use planner::{Cause, Load, Millis, Ordered, budget::ALONE_AFTER, upstream::Upstream};
 
 use crate::{
-    gateway::{Gateway, Stop},
+    gateway::{Excuse, Gateway, Stop},
     random::Random,
     world::{TICK, log},
 };
@@ -34,18 +34,39 @@ pub(crate) struct SimPod {
     /// A share of the budget that its file will say, and when.
     reconfigured: Option<(Millis, f64)>,
     /// What was last heard of it, and when.
-    pub(crate) report: Option<(planner::Load, Millis)>,
+    pub(crate) report: Option<(Load, Millis)>,
     /// It neither answers nor takes orders until then.
     pub(crate) silent_until: Millis,
     /// It takes orders, but its answers are lost until then.
     pub(crate) mute_until: Millis,
-    /// Its answers make no sense until then.
+    /// Its answers are wrong until then.
     pub(crate) lies_until: Millis,
     /// Its probe fails until then.
     pub(crate) blinks_until: Millis,
+    /// That it was told to stop was judged.
+    pub(crate) reckoned: bool,
+    /// Why it may be late.
+    pub(crate) excuse: Option<Excuse>,
+    /// Devices per second that it had to let go in the tick before.
+    pub(crate) must_before: u32,
 }
 
+/// How long after a pod was out of order what comes of it may still be seen: it is asked anew, its probe is late, and what was
+/// ordered meanwhile holds on.
+pub(crate) const RECOVERS: Millis = ALONE_AFTER;
+
 impl SimPod {
+    /// It misbehaves, or did a moment ago.
+    pub(crate) fn is_out_of_order(&self, now: Millis) -> bool {
+        let until = self.silent_until.max(self.mute_until).max(self.lies_until).max(self.blinks_until);
+        until > 0 && now < until + RECOVERS
+    }
+
+    /// It says what is not so, or did a moment ago.
+    pub(crate) fn is_unbelieved(&self, now: Millis) -> bool {
+        self.lies_until > 0 && now < self.lies_until + RECOVERS
+    }
+
     pub(crate) fn runs(&self, now: Millis) -> bool {
         now >= self.runs_at
     }
@@ -73,8 +94,28 @@ impl SimPod {
     }
 
     pub(crate) fn scrape(&mut self, now: Millis, upstream: Upstream) {
-        if self.runs(now) && now >= self.silent_until.max(self.mute_until).max(self.lies_until) {
-            self.report = Some((self.gateway.load(now, upstream), now));
+        if !self.runs(now) || now < self.silent_until.max(self.mute_until) {
+            return;
+        }
+        let load = self.gateway.load(now, upstream);
+        if now >= self.lies_until {
+            self.report = Some((load, now));
+        } else if let Some(lie) = self.lie(load) {
+            self.report = Some((lie, now));
+        }
+    }
+
+    /// `None`: it makes no sense at all. Which one it is follows from when it ends.
+    fn lie(&self, truth: Load) -> Option<Load> {
+        let connections = truth.connections;
+        let ordered =
+            |per_second| Ordered { cause: Some(Cause::ScaleIn), epoch: 0, per_second, remaining: connections };
+        match self.lies_until / 1000 % 5 {
+            0 => None,
+            1 => Some(Load { connections: 0, drain: None, ..truth }),
+            2 => Some(Load { connections: connections * 10 + 50, ..truth }),
+            3 => Some(Load { connections: connections / 2, drain: None, ..truth }),
+            _ => Some(Load { drain: Some(ordered(30)), ..truth }),
         }
     }
 }
@@ -198,6 +239,9 @@ impl Cluster {
             mute_until: 0,
             lies_until: 0,
             blinks_until: 0,
+            reckoned: false,
+            excuse: None,
+            must_before: 0,
         });
     }
 

@@ -12,13 +12,15 @@ use planner::{
     upstream::Upstream,
 };
 
+use crate::world::TICK;
+
 /// One process.
 pub(crate) struct Gateway {
     pub(crate) devices: Vec<u32>,
     /// Of those, whom it does not trust any more.
     pub(crate) distrusted: BTreeSet<u32>,
     drain: product::Drain,
-    stop: Option<Stop>,
+    pub(crate) stop: Option<Stop>,
     ordered_at: Option<Millis>,
     closed: u64,
     unused: u64,
@@ -34,6 +36,22 @@ pub(crate) struct Stop {
     pub(crate) deadline: Millis,
 }
 
+/// Why a pod that ends may go above the budget in the last part of its time.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Excuse {
+    /// It did not fit when the pod was told to stop, or the budget became lower.
+    Arithmetic,
+    /// The leader or a pod was out of order since.
+    Fault,
+}
+
+impl Stop {
+    /// When the last part of its time begins.
+    pub(crate) fn late_at(&self) -> Millis {
+        self.at + (self.deadline - self.at) / 4 * 3
+    }
+}
+
 /// Devices let go in a tick.
 #[derive(Default)]
 pub(crate) struct LetGo {
@@ -41,13 +59,37 @@ pub(crate) struct LetGo {
     pub(crate) by_itself: Vec<u32>,
     /// At less than one per second: not more than the budget in the mean.
     pub(crate) in_parts: Vec<u32>,
-    /// As fast as the deadline demands.
+    /// As fast as the deadline demands, in the last part of the time.
     pub(crate) by_deadline: Vec<u32>,
+    /// The same where the arithmetic said that it does not fit.
+    pub(crate) beyond: Vec<u32>,
+    /// What a fault made late, or a pod that is out of its mind let go by itself.
+    pub(crate) by_fault: Vec<u32>,
 }
 
 impl LetGo {
     pub(crate) fn all(self) -> impl Iterator<Item = u32> {
-        [self.ordered, self.by_itself, self.in_parts, self.by_deadline].into_iter().flatten()
+        let Self { ordered, by_itself, in_parts, by_deadline, beyond, by_fault } = self;
+        [ordered, by_itself, in_parts, by_deadline, beyond, by_fault].into_iter().flatten()
+    }
+
+    /// Files what went late under what made it late.
+    pub(crate) fn excused(mut self, excuse: Option<Excuse>) -> Self {
+        let late = std::mem::take(&mut self.by_deadline);
+        match excuse {
+            None => self.by_deadline = late,
+            Some(Excuse::Arithmetic) => self.beyond = late,
+            Some(Excuse::Fault) => self.by_fault = late,
+        }
+        self
+    }
+
+    /// Of a pod that nobody can believe: what it does by itself nobody can foresee.
+    pub(crate) fn unbelieved(mut self) -> Self {
+        for own in [&mut self.by_itself, &mut self.in_parts, &mut self.by_deadline, &mut self.beyond] {
+            self.by_fault.append(own);
+        }
+        self
     }
 
     pub(crate) fn add(&mut self, other: Self) {
@@ -55,6 +97,8 @@ impl LetGo {
         self.by_itself.extend(other.by_itself);
         self.in_parts.extend(other.in_parts);
         self.by_deadline.extend(other.by_deadline);
+        self.beyond.extend(other.beyond);
+        self.by_fault.extend(other.by_fault);
     }
 }
 
@@ -160,6 +204,15 @@ impl Gateway {
             self.next = now + (1000.0 / report.per_second) as Millis;
         }
         going
+    }
+
+    /// Devices per second that it must let go now to be empty at its end, and one that it may be ahead: 0 before the last part
+    /// of its time.
+    pub(crate) fn must(&self, now: Millis) -> u32 {
+        let devices = self.devices.len() as Millis;
+        let rate = |left: Millis| (devices * 1000 + left - 1) / left + 1;
+        let late = self.stop.filter(|stop| now >= stop.late_at() && devices > 0);
+        late.map_or(0, |stop| rate((stop.deadline - now).max(TICK)) as u32)
     }
 
     /// They are not here any more.

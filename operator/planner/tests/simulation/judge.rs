@@ -22,6 +22,9 @@ pub(crate) struct Tally {
     pub(crate) by_themselves: u64,
     pub(crate) in_parts: u64,
     pub(crate) by_deadline: u64,
+    pub(crate) beyond: u64,
+    pub(crate) by_fault: u64,
+    pub(crate) rests_with_autoscaler: u64,
     pub(crate) seconds_above_by_parts: u64,
     pub(crate) authorities: u64,
     pub(crate) lost_to_faults: u64,
@@ -47,6 +50,9 @@ impl Tally {
         self.by_themselves += other.by_themselves;
         self.in_parts += other.in_parts;
         self.by_deadline += other.by_deadline;
+        self.beyond += other.beyond;
+        self.by_fault += other.by_fault;
+        self.rests_with_autoscaler += other.rests_with_autoscaler;
         self.seconds_above_by_parts += other.seconds_above_by_parts;
         self.authorities += other.authorities;
         self.lost_to_faults += other.lost_to_faults;
@@ -71,7 +77,8 @@ impl Tally {
             ("ordered", self.ordered),
             ("by themselves", self.by_themselves),
             ("in parts", self.in_parts),
-            ("by deadline", self.by_deadline),
+            ("late by a fault", self.by_fault),
+            ("rests with an autoscaler", self.rests_with_autoscaler),
             ("authorities", self.authorities),
             ("lost to faults", self.lost_to_faults),
             ("removed empty", self.removed_empty),
@@ -94,7 +101,9 @@ pub(crate) struct Judge {
     budgets: Vec<(Millis, u32)>,
     /// What somebody who led had written for pods that go alone, since when.
     written: Vec<(Millis, u32)>,
-    last_tick: [u32; 3],
+    last_tick: [u32; 6],
+    /// Devices per second that had to go in the last tick, of pods that are gone now, too.
+    must: u32,
     /// Of the last [`MEAN_OVER`]: when how many went in all, and how many pods went in parts.
     lately: VecDeque<(Millis, u32)>,
     /// Let go since the fleet is left alone.
@@ -108,7 +117,8 @@ impl Judge {
             tally: Tally::default(),
             budgets,
             written,
-            last_tick: [0; 3],
+            last_tick: [0; 6],
+            must: 0,
             lately: VecDeque::new(),
             let_go_at_rest: 0,
         }
@@ -137,31 +147,42 @@ impl Judge {
         assert!(rested, "rebalanced at {now}, soon after the last: {before:?}");
     }
 
-    /// In any second all that were let go are within the budget, but those whose deadline came, and but that pods at less than
-    /// one device per second keep to it in the mean. `pods` is how many there are.
-    pub(crate) fn let_go(&mut self, now: Millis, let_go: &LetGo, pods: usize) {
+    /// In any second all that were let go are within the budget, but those that a fault made late, and but that pods at less
+    /// than one device per second keep to it in the mean. Where it could not fit, what must go each second goes above it and
+    /// nothing else: `must` is that. `pods` is how many there are.
+    pub(crate) fn let_go(&mut self, now: Millis, let_go: &LetGo, must: u32, pods: usize) {
         const { assert!(2 * TICK == 1000, "two ticks are a second") };
-        let counts = [&let_go.ordered, &let_go.by_itself, &let_go.in_parts].map(|devices| devices.len() as u32);
-        let [ordered, by_itself, in_parts] = std::array::from_fn(|kind| self.last_tick[kind] + counts[kind]);
+        let LetGo { ordered, by_itself, in_parts, by_deadline, beyond, by_fault } = let_go;
+        let counts = [ordered, by_itself, in_parts, by_deadline, beyond, by_fault].map(|devices| devices.len() as u32);
+        let [ordered, by_itself, in_parts, by_deadline, beyond, by_fault] =
+            std::array::from_fn(|kind| self.last_tick[kind] + counts[kind]);
         let budget = highest(&self.budgets, now - HEARS_OF_IT);
         assert!(ordered <= budget, "{ordered} were let go by order in the second before {now}, the budget is {budget}");
         let alone =
             if by_itself + in_parts > 0 { budget.max(highest(&self.written, now - READS_OF_IT)) } else { budget };
         let second = ordered + by_itself;
         assert!(second <= alone, "{ordered} by order and {by_itself} alone in the second before {now}: above {alone}");
+        let may = alone.max(must).max(std::mem::replace(&mut self.must, must));
+        assert!(
+            by_fault > 0 || second + by_deadline + beyond <= may,
+            "{ordered} by order, {by_itself} alone, {by_deadline} late, {beyond} that could not fit in the second before {now}: \
+             above {may}"
+        );
         self.tally.seconds_above_by_parts += u64::from(second + in_parts > alone);
         if budget > 0 {
             let percent = u64::from(ordered) * 100 / u64::from(budget);
             let most = &mut self.tally.highest_share_of_budget_percent;
             *most = percent.max(*most);
         }
-        self.mean(now, counts.iter().sum(), pods);
+        self.mean(now, counts[..4].iter().sum(), pods);
         self.last_tick = counts;
         self.let_go_at_rest += u64::from(counts.iter().sum::<u32>());
         self.tally.ordered += u64::from(counts[0]);
         self.tally.by_themselves += u64::from(counts[1]);
         self.tally.in_parts += u64::from(counts[2]);
-        self.tally.by_deadline += let_go.by_deadline.len() as u64;
+        self.tally.by_deadline += u64::from(counts[3]);
+        self.tally.beyond += u64::from(counts[4]);
+        self.tally.by_fault += u64::from(counts[5]);
     }
 
     /// Each pod may be one device ahead of its pace.

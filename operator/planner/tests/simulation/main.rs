@@ -50,6 +50,9 @@ fn number(variable: &str) -> Option<u64> {
 
 /// Runs seeds on all cores; panics with the smallest that failed.
 fn run_all(seeds: impl Fn(u64) -> u64 + Sync, count: u64, script: Script) -> Tally {
+    if let Some(seed) = number("SEED") {
+        return run(seed, Script { loud: true, ..script });
+    }
     let next = AtomicU64::new(0);
     let failed = AtomicU64::new(u64::MAX);
     let work = || {
@@ -98,6 +101,15 @@ fn without_faults_nobody_is_disconnected_but_in_pace() {
     let total = run_all(|index| index, 1_000, Script::GENTLE);
     assert_eq!(total.killed_with_devices, 0, "{total:#?}");
     assert_eq!(total.removed_with_devices, 0, "{total:#?}");
+    assert_eq!((total.by_deadline, total.beyond, total.by_fault), (0, 0, 0), "late although it fits: {total:#?}");
+    assert!(total.rests_with_autoscaler > 0, "{total:#?}");
+}
+
+#[test]
+fn pods_that_all_end_at_once_go_above_the_budget_only_where_they_must() {
+    let total = run_all(|index| index, 500, Script::ALL_END);
+    assert!(total.beyond > 0 && total.ordered > 0, "{total:#?}");
+    assert_eq!((total.by_deadline, total.by_fault), (0, 0), "late although it fits: {total:#?}");
 }
 
 #[test]

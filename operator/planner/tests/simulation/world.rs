@@ -10,8 +10,8 @@ use planner::{
 };
 
 use crate::{
-    cluster::{Cluster, Grace, SimPod},
-    gateway::LetGo,
+    cluster::{Cluster, Grace, RECOVERS, SimPod},
+    gateway::{Excuse, LetGo},
     judge::Judge,
     leader::{Around, Late, Leader, Store},
     random::Random,
@@ -25,6 +25,10 @@ const STEPS_PER_TICK: u32 = 3;
 const REST_MAX: Millis = 3_600_000;
 /// At rest it must stay so.
 const REST_FOR: Millis = 90_000;
+/// The same where the number of pods follows the connections: for several of the autoscaler's steps down.
+const REST_FOR_SCALED: Millis = 300_000;
+/// From a pod told to stop to the first order that counts with it: looked at, written, and what others had is a second ago.
+const ORDER_LAG: Millis = 10_000;
 
 pub(crate) fn log(loud: bool, now: Millis, what: impl FnOnce() -> String) {
     if loud {
@@ -50,12 +54,15 @@ pub(crate) enum Story {
     Rollout,
     /// One scale-up of a fleet that is rebalanced.
     ScaleUp,
+    /// All pods are told to stop at once, with about as much time as it takes.
+    AllEnd,
 }
 
 impl Script {
     pub(crate) const ROUGH: Self = Self { faults: true, mortal_leaders: true, story: Story::Mixed, loud: false };
     pub(crate) const GENTLE: Self = Self { faults: false, mortal_leaders: false, ..Self::ROUGH };
     pub(crate) const ROLLOUT: Self = Self { story: Story::Rollout, ..Self::GENTLE };
+    pub(crate) const ALL_END: Self = Self { story: Story::AllEnd, ..Self::GENTLE };
     pub(crate) const SCALE_UP: Self = Self { story: Story::ScaleUp, ..Self::GENTLE };
 }
 
@@ -84,13 +91,18 @@ pub(crate) struct World {
     away: BTreeMap<Millis, Vec<u32>>,
     upstream: Upstream,
     autoscaler: Option<(Bounds, History)>,
+    /// The budget that pods which end were last reckoned with.
+    reckoned_with: u32,
+    /// What comes of a fault may be seen until then.
+    troubled_until: Millis,
     pub(crate) judge: Judge,
 }
 
 impl World {
     pub(crate) fn new(seed: u64, script: Script) -> Self {
         let mut random = Random(seed.wrapping_mul(0x5851_F42D_4C95_7F2D) ^ 0x1405);
-        let per_second = random.between(PODS_MAX, 40) as u32;
+        let per_second_most = if script.story == Story::AllEnd { 14 } else { 40 };
+        let per_second = random.between(PODS_MAX, per_second_most) as u32;
         let spec = Spec {
             replicas: random.between(1, PODS_MAX) as u32,
             per_second,
@@ -98,11 +110,11 @@ impl World {
             drain_timeout: random.between(40, 180) * 1000,
             skew_max: match script.story {
                 Story::Mixed => random.one_in(2).then_some(1.3),
-                Story::Rollout => None,
+                Story::Rollout | Story::AllEnd => None,
                 Story::ScaleUp => Some(1.15),
             },
         };
-        let devices_most = if script.story == Story::ScaleUp { (300, 900) } else { (10, 240) };
+        let devices_most = if matches!(script.story, Story::ScaleUp | Story::AllEnd) { (300, 900) } else { (10, 240) };
         let devices = vec![Device::default(); random.between(devices_most.0, devices_most.1) as usize];
         let all = (0..devices.len() as u32).collect();
         let autoscaler = (script.story == Story::Mixed && random.one_in(4)).then(|| {
@@ -127,6 +139,8 @@ impl World {
             away: BTreeMap::from([(1_020_000, all)]),
             upstream: Upstream::Well,
             autoscaler,
+            reckoned_with: per_second,
+            troubled_until: 0,
             judge: Judge::new(per_second),
         };
         log(script.loud, 0, || format!("{:?} {} devices", world.spec, world.devices.len()));
@@ -151,12 +165,12 @@ impl World {
         if let Some(leader) = &mut self.leader {
             leader.mortality = 0;
         }
-        self.autoscaler = None;
         self.set_upstream(Upstream::Well);
         self.judge.let_go_at_rest = 0;
         let until = self.now + REST_MAX;
         let mut calm_since = self.now;
-        while self.now - calm_since < REST_FOR {
+        let rest_for = if self.autoscaler.is_some() { REST_FOR_SCALED } else { REST_FOR };
+        while self.now - calm_since < rest_for {
             assert!(self.now < until, "no rest: {}", self.what_is_wrong().unwrap_or_default());
             let was_wrong = self.what_is_wrong().is_some();
             self.tick();
@@ -166,6 +180,7 @@ impl World {
             }
         }
         assert_eq!(self.judge.let_go_at_rest, 0, "devices are let go at rest");
+        self.judge.tally.rests_with_autoscaler += u64::from(self.autoscaler.is_some());
         let most = self.devices.iter().map(|device| device.moves).max().unwrap_or(0);
         self.judge.tally.moves_in_rollout_most = if self.script.story == Story::Rollout { most } else { 0 };
         self.judge.tally.rebalances_failed += u64::from(self.store.rebalanced.failures);
@@ -285,21 +300,26 @@ impl World {
             self.judge.tally.removed_with_devices += 1;
             let drain = self.store.drains.iter().find(|drain| drain.pod == pod.name);
             let late = drain.is_some_and(|drain| self.now >= drain.deadline);
-            let faults = pod.silent_until.max(pod.mute_until).max(pod.lies_until).max(pod.blinks_until) > 0;
-            assert!(late || faults, "{} was removed with {} devices", pod.name, pod.gateway.devices.len());
+            let faulty = pod.is_out_of_order(self.now);
+            assert!(late || faulty, "{} was removed with {} devices", pod.name, pod.gateway.devices.len());
         }
     }
 
     fn pods_live(&mut self) {
+        self.reckon();
         let now = self.now;
-        let mut let_go = LetGo::default();
+        let (mut let_go, mut must) = (LetGo::default(), 0);
         for pod in &mut self.cluster.pods {
             pod.probe(now, &mut self.random);
             pod.reload(now);
-            let_go.add(pod.gateway.tick(now));
+            let must_now = pod.gateway.must(now);
+            let must_in_second = must_now.max(std::mem::replace(&mut pod.must_before, must_now));
+            must += if pod.excuse == Some(Excuse::Arithmetic) { must_in_second } else { 0 };
+            let gone = pod.gateway.tick(now).excused(pod.excuse);
+            let_go.add(if pod.is_unbelieved(now) { gone.unbelieved() } else { gone });
             pod.scrape(now, self.upstream);
         }
-        self.judge.let_go(now, &let_go, self.cluster.pods.len());
+        self.judge.let_go(now, &let_go, must, self.cluster.pods.len());
         self.send_back(&let_go.all().collect::<Vec<_>>(), 10);
         let ends =
             |pod: &SimPod| pod.ends.is_some_and(|ends| now >= ends || pod.gateway.devices.is_empty() || !pod.runs(now));
@@ -308,6 +328,41 @@ impl World {
         let over: Vec<_> = self.cluster.pods.extract_if(.., |pod| ends(pod)).collect();
         for pod in over {
             self.send_back(&pod.gateway.devices, 20);
+        }
+    }
+
+    /// Which pods may be late: of those that are told to stop now, or end when the budget becomes lower, what does not fit; and
+    /// all that end while something is out of order, or was a moment ago.
+    fn reckon(&mut self) {
+        let now = self.now;
+        let out_of_order = self.cluster.pods.iter().any(|pod| pod.is_out_of_order(now));
+        if self.leader.is_none() || !self.late.is_empty() || out_of_order {
+            self.troubled_until = now + RECOVERS;
+        }
+        let less = self.spec.per_second < std::mem::replace(&mut self.reckoned_with, self.spec.per_second);
+        let mut ending: Vec<(Millis, &mut SimPod)> = self
+            .cluster
+            .pods
+            .iter_mut()
+            .filter_map(|pod| Some((pod.gateway.stop.filter(|_| !pod.gateway.devices.is_empty())?.late_at(), pod)))
+            .collect();
+        if now < self.troubled_until {
+            ending.iter_mut().for_each(|(_, pod)| pod.excuse = Some(Excuse::Fault));
+        }
+        if !less && ending.iter().all(|(_, pod)| pod.reckoned) {
+            return;
+        }
+        ending.sort_by_key(|(late_at, _)| *late_at);
+        let (mut before, mut too_many) = (0, 0);
+        for (place, (late_at, pod)) in ending.iter_mut().enumerate() {
+            pod.reckoned = true;
+            before += pod.gateway.devices.len() as Millis;
+            // orders follow one another with gaps
+            let needs = before * 1250 / Millis::from(self.spec.per_second) + ORDER_LAG;
+            too_many = if needs > *late_at - now { place + 1 } else { too_many };
+        }
+        for (_, pod) in &mut ending[..too_many] {
+            pod.excuse = pod.excuse.max(Some(Excuse::Arithmetic));
         }
     }
 
@@ -356,6 +411,7 @@ impl World {
         match self.script.story {
             Story::Mixed => {}
             Story::Rollout => return self.one_rollout(),
+            Story::AllEnd => return self.all_end(),
             Story::ScaleUp => {
                 self.spec.replicas += self.random.between(1, PODS_MAX) as u32;
                 return;
@@ -382,6 +438,17 @@ impl World {
         // what there is must fit the time-out, or pods are pressed
         self.spec.drain_timeout = 400_000;
         self.devices.iter_mut().for_each(|device| device.moves = 0);
+    }
+
+    fn all_end(&mut self) {
+        let devices: usize = self.cluster.pods.iter().map(|pod| pod.gateway.devices.len()).sum();
+        let needs = devices as Millis * 1000 / Millis::from(self.spec.per_second);
+        self.spec.drain_timeout = (needs / 100 * self.random.between(80, 170)).max(40_000);
+        log(self.script.loud, self.now, || format!("all end in {} ms", self.spec.drain_timeout));
+        let grace = self.grace();
+        for index in 0..self.cluster.pods.len() {
+            self.cluster.stop(index, self.now, grace);
+        }
     }
 
     fn user_scales(&mut self) {
