@@ -21,6 +21,7 @@ use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr},
     sync::Arc,
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -58,6 +59,8 @@ pub struct Reading {
     pub messages_per_second: Option<f64>,
     /// Devices that connect per second.
     pub connects_per_second: Option<f64>,
+    /// How old the oldest of what it is made of is.
+    pub age: Duration,
 }
 
 impl From<Measured> for Reading {
@@ -66,6 +69,7 @@ impl From<Measured> for Reading {
             connections: Some(measured.connections + measured.handshaking + measured.owed),
             messages_per_second: Some(measured.messages_per_second),
             connects_per_second: Some(measured.connects_per_second),
+            age: measured.age,
         }
     }
 }

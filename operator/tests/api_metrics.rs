@@ -145,8 +145,12 @@ impl Replica {
 async fn both_versions_are_available_and_answer_what_clients_ask() {
     alone("metrics", async |story| {
         let replica = Replica::available(story).await?;
-        let reading =
-            Reading { connections: Some(41_500), messages_per_second: Some(1.5), connects_per_second: Some(0.0) };
+        let reading = Reading {
+            connections: Some(41_500),
+            messages_per_second: Some(1.5),
+            connects_per_second: Some(0.0),
+            ..Reading::default()
+        };
         replica.says(story, "a", reading);
         for (version, name) in [("v1beta2", "/items/0/metric/name"), ("v1beta1", "/items/0/metricName")] {
             let list = raw(&story.client, &path(version, &story.namespace, "a", "gateway_connections")).await?;

@@ -140,6 +140,7 @@ impl Held {
             connections: reading.connections.and_then(|connections| self.connections(connections)),
             messages_per_second: rate(reading.messages_per_second, self.last_well.messages_per_second),
             connects_per_second: rate(reading.connects_per_second, self.last_well.connects_per_second),
+            age: reading.age,
         }
     }
 }
@@ -230,7 +231,12 @@ mod tests {
 
     fn reading(connections: u64, rate: f64) -> Reading {
         let rate = Some(rate);
-        Reading { connections: Some(connections), messages_per_second: rate, connects_per_second: rate }
+        Reading {
+            connections: Some(connections),
+            messages_per_second: rate,
+            connects_per_second: rate,
+            ..Reading::default()
+        }
     }
 
     /// What is told after each look of an operator that begins anew.

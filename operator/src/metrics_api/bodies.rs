@@ -45,13 +45,13 @@ pub fn openapi_v3() -> Value {
     json!({"paths": {}})
 }
 
-/// A list of exactly one value: clients take no other.
-pub fn value(wanted: &Wanted, metric: Metric, value: f64, now: Timestamp) -> Value {
+/// A list of exactly one value, of the time when it was heard: clients take no other.
+pub fn value(wanted: &Wanted, metric: Metric, value: f64, heard: Timestamp) -> Value {
     let object = json!({
         "kind": crds::KIND, "apiVersion": crds::API_VERSION, "namespace": wanted.namespace, "name": wanted.name,
     });
     let window = (metric != Metric::Connections).then_some(RATE_WINDOW_S);
-    let timestamp = Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
+    let timestamp = Timestamp::from_second(heard.as_second()).unwrap_or(heard).to_string();
     let value = quantity(value);
     let item = match wanted.version {
         Version::V1Beta2 => json!({

@@ -193,7 +193,9 @@ impl Server {
                 cut(&fleet.to_string())
             ))
         })?;
-        Ok(bodies::value(wanted, metric, value, Timestamp::now()))
+        let now = Timestamp::now();
+        let heard = now.checked_sub(reading.age).unwrap_or(now);
+        Ok(bodies::value(wanted, metric, value, heard))
     }
 }
 

@@ -61,6 +61,8 @@ pub struct Measured {
     pub pods: usize,
     /// Pods that are silent.
     pub stale: usize,
+    /// How long ago the pod with devices was heard of which nothing has been heard for longest.
+    pub age: Duration,
 }
 
 /// One fleet's pods.
@@ -179,6 +181,9 @@ impl Book {
             sum.connects_per_second += rate.connects;
             sum.upstream_limited += usize::from(page.load.as_ref().is_some_and(Load::is_limited));
             sum.stale += usize::from(!page.answers(now));
+            if page.connections() > 0 {
+                sum.age = sum.age.max(now.saturating_duration_since(page.heard_at));
+            }
         }
         sum
     }
@@ -300,10 +305,12 @@ mod tests {
         assert_eq!((sum.connections, sum.pods, sum.stale), (12, 3, 3));
         book.answered("b", load(3), later);
         let sum = book.measured(later);
-        assert_eq!((sum.connections, sum.stale), (8, 2));
+        assert_eq!((sum.connections, sum.stale, sum.age), (8, 2, Duration::from_mins(10)));
         let reports = book.reports(later);
         assert!(reports["a"].is_stale() && reports["c"].is_stale() && !reports["b"].is_stale());
         assert_eq!(reports["a"].problem.as_deref(), Some("connection refused"));
+        book.answered("a", load(0), begin);
+        assert_eq!(book.measured(later).age, Duration::ZERO, "a silent pod without devices makes nothing old");
         book.forget("a", later);
         assert_eq!(book.measured(later).connections, 3);
     }
