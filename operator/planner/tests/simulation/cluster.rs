@@ -100,22 +100,22 @@ impl SimPod {
         let load = self.gateway.load(now, upstream);
         if now >= self.lies_until {
             self.report = Some((load, now));
-        } else if let Some(lie) = self.lie(load) {
+        } else if let Some(lie) = self.lie(&load) {
             self.report = Some((lie, now));
         }
     }
 
     /// `None`: it makes no sense at all. Which one it is follows from when it ends.
-    fn lie(&self, truth: Load) -> Option<Load> {
+    fn lie(&self, truth: &Load) -> Option<Load> {
         let connections = truth.connections;
         let ordered =
             |per_second| Ordered { cause: Some(Cause::ScaleIn), epoch: 0, per_second, remaining: connections };
         match self.lies_until / 1000 % 5 {
             0 => None,
-            1 => Some(Load { connections: 0, drain: None, ..truth }),
-            2 => Some(Load { connections: connections * 10 + 50, ..truth }),
-            3 => Some(Load { connections: connections / 2, drain: None, ..truth }),
-            _ => Some(Load { drain: Some(ordered(30)), ..truth }),
+            1 => Some(Load { connections: 0, drain: None, ..truth.clone() }),
+            2 => Some(Load { connections: connections * 10 + 50, ..truth.clone() }),
+            3 => Some(Load { connections: connections / 2, drain: None, ..truth.clone() }),
+            _ => Some(Load { drain: Some(ordered(30)), ..truth.clone() }),
         }
     }
 }

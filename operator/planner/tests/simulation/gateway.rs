@@ -209,7 +209,7 @@ impl Gateway {
     /// Devices per second that it must let go now to be empty at its end, and one that it may be ahead: 0 before the last part
     /// of its time.
     pub(crate) fn must(&self, now: Millis) -> u32 {
-        let devices = self.devices.len() as Millis;
+        let devices = Millis::from(self.devices.len() as u32);
         let rate = |left: Millis| (devices * 1000 + left - 1) / left + 1;
         let late = self.stop.filter(|stop| now >= stop.late_at() && devices > 0);
         late.map_or(0, |stop| rate((stop.deadline - now).max(TICK)) as u32)

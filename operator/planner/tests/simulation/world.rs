@@ -347,7 +347,9 @@ impl World {
             .filter_map(|pod| Some((pod.gateway.stop.filter(|_| !pod.gateway.devices.is_empty())?.late_at(), pod)))
             .collect();
         if now < self.troubled_until {
-            ending.iter_mut().for_each(|(_, pod)| pod.excuse = Some(Excuse::Fault));
+            for (_, pod) in &mut ending {
+                pod.excuse = Some(Excuse::Fault);
+            }
         }
         if !less && ending.iter().all(|(_, pod)| pod.reckoned) {
             return;
@@ -356,7 +358,7 @@ impl World {
         let (mut before, mut too_many) = (0, 0);
         for (place, (late_at, pod)) in ending.iter_mut().enumerate() {
             pod.reckoned = true;
-            before += pod.gateway.devices.len() as Millis;
+            before += Millis::from(pod.gateway.devices.len() as u32);
             // orders follow one another with gaps
             let needs = before * 1250 / Millis::from(self.spec.per_second) + ORDER_LAG;
             too_many = if needs > *late_at - now { place + 1 } else { too_many };
@@ -442,7 +444,7 @@ impl World {
 
     fn all_end(&mut self) {
         let devices: usize = self.cluster.pods.iter().map(|pod| pod.gateway.devices.len()).sum();
-        let needs = devices as Millis * 1000 / Millis::from(self.spec.per_second);
+        let needs = Millis::from(devices as u32) * 1000 / Millis::from(self.spec.per_second);
         self.spec.drain_timeout = (needs / 100 * self.random.between(80, 170)).max(40_000);
         log(self.script.loud, self.now, || format!("all end in {} ms", self.spec.drain_timeout));
         let grace = self.grace();
