@@ -248,11 +248,11 @@ impl Ledger {
 }
 
 /// Says in each drain the most that its pod may have, and returns what it is to be told, by pod.
-pub(crate) fn allot(view: &View<'_>, drains: &mut [Drain]) -> BTreeMap<String, u32> {
+/// `alone` is what [`alone`] gives.
+pub(crate) fn allot(view: &View<'_>, drains: &mut [Drain], alone: &BTreeMap<String, u32>) -> BTreeMap<String, u32> {
     let budget = view.input.spec.per_second;
-    let late = late(view);
     let held: BTreeMap<&str, Held> =
-        view.input.pods.iter().map(|pod| (pod.name.as_str(), Held::of(view, pod, &late))).collect();
+        view.input.pods.iter().map(|pod| (pod.name.as_str(), Held::of(view, pod, alone))).collect();
     let taken = held.values().fold(view.input.ledger.of_gone(view), |sum, held| sum.saturating_add(held.all()));
     let mut free = if knows_too_little(view) { 0 } else { budget.saturating_sub(taken) };
     let over = taken.saturating_sub(budget);
@@ -292,12 +292,15 @@ struct Held {
 }
 
 impl Held {
-    fn of(view: &View<'_>, pod: &Pod, late: &BTreeMap<&str, u32>) -> Self {
+    fn of(view: &View<'_>, pod: &Pod, alone: &BTreeMap<String, u32>) -> Self {
         let (ledger, now) = (view.input.ledger, view.now());
         // one that ends may have let go more than it was told although it follows
         let obeys = pod.ends.is_none() && ledger.follows(&pod.name, now);
         let before = if obeys { 0 } else { ledger.went_alone(&pod.name, now) };
-        Self { told: ledger.outstanding(&pod.name, now), by_itself: by_itself(view, pod, late).max(before) }
+        Self {
+            told: ledger.outstanding(&pod.name, now),
+            by_itself: alone.get(&pod.name).copied().unwrap_or(0).max(before),
+        }
     }
 
     fn all(self) -> u32 {
@@ -305,7 +308,7 @@ impl Held {
     }
 }
 
-/// By pod, what [`Ledger::looked`] is to be told.
+/// Devices per second that pods let go without having been told, by name; [`Ledger::looked`] is to be told, too.
 pub(crate) fn alone(view: &View<'_>) -> BTreeMap<String, u32> {
     let late = late(view);
     let rates = view.input.pods.iter().map(|pod| (pod.name.clone(), by_itself(view, pod, &late)));

@@ -36,11 +36,12 @@ pub fn plan(input: &Input<'_>) -> Decision {
     let view = View::new(input);
     let mut drains = drains::next(&view);
     let rebalanced = rebalance::step(&view, &mut drains);
-    let rates = budget::allot(&view, &mut drains);
+    let alone = budget::alone(&view);
+    let rates = budget::allot(&view, &mut drains, &alone);
     drains.sort_by(|a, b| a.pod.cmp(&b.pod));
     Decision {
         orders: orders::orders(&view, &drains, &rates),
-        alone: budget::alone(&view),
+        alone,
         replicas: orders::replicas(&view),
         deletion_costs: orders::deletion_costs(&view),
         notes: notes::notes(&view, &drains),
