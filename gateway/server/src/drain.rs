@@ -62,8 +62,8 @@ struct CoreCounts {
 impl Drains {
     /// Nobody is let go.
     pub fn new(cores: usize) -> Self {
-        let phase = crate::upstream::clock::random() as f64 / u64::MAX as f64;
-        let state = State { drain: Drain::new(phase), told: vec![0; cores], undelivered: 0, paused: false };
+        let drain = Drain::new(crate::upstream::clock::chance());
+        let state = State { drain, told: vec![0; cores], undelivered: 0, paused: false };
         Self { state: Mutex::new(state), changed: Notify::new() }
     }
 

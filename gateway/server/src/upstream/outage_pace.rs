@@ -11,7 +11,7 @@ use std::{
 
 use gateway_core::{drain::pace::Pace, time::Millis};
 
-use super::clock::random;
+use super::clock::chance;
 
 /// After so long without a question the next one begins anew.
 const REST: Duration = Duration::from_mins(2);
@@ -64,7 +64,7 @@ impl State {
     fn take(&mut self, per_second: f64, waiting: u64, held: bool, now: Millis) -> u64 {
         if self.asked.is_none_or(|asked| now.since(asked) >= REST) {
             // the hub is away for many gateways at once: not all of them begin in the same second
-            self.pace.begin(random() as f64 / u64::MAX as f64);
+            self.pace.begin(chance());
         }
         self.asked = Some(now);
         if held {
