@@ -347,6 +347,11 @@ enum Unwatched {
     Foreign,
 }
 
+/// For a merge in the operator's name: some fields of an object that is not applied as a whole.
+pub(crate) fn merging() -> PatchParams {
+    PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() }
+}
+
 fn kind_of(object: &DynamicObject) -> Result<&'static Kind, ReconcileError> {
     let kind = object.types.as_ref().and_then(|types| Kind::owned(&types.kind));
     kind.ok_or_else(|| ReconcileError {

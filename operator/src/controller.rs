@@ -476,10 +476,9 @@ fn read(mirrored: &Mirrored) -> Result<ProtocolGateway, serde_json::Error> {
 fn rest(observed: &Observed, memory: &Memory) -> Duration {
     let leaves = observed.secrets.values().filter_map(|facts| facts.certificate.as_ref());
     let authorities = observed.authority.iter().map(|authority| &authority.current);
-    let times = leaves.chain(authorities).flat_map(|certificate| {
-        let life = certificate.not_before.duration_until(certificate.not_after);
-        [certificate.not_before, certificate.not_before + life * 2 / 3, certificate.not_after]
-    });
+    let times = leaves
+        .chain(authorities)
+        .flat_map(|certificate| [certificate.not_before, desired::tls::two_thirds(certificate), certificate.not_after]);
     let moves = observed.authority.iter().map(|authority| desired::tls::due(authority, std::iter::empty()));
     let until = |time: Timestamp| Duration::try_from(observed.now.duration_until(time)).ok();
     // a second more: times are whole seconds here

@@ -5,14 +5,11 @@
 use std::collections::BTreeSet;
 
 use crds::ProtocolGateway;
-use kube::{
-    ResourceExt,
-    api::{Patch, PatchParams},
-};
+use kube::{ResourceExt, api::Patch};
 use serde_json::json;
 use tracing::info;
 
-use super::{Memory, Writer};
+use super::{Memory, Writer, merging};
 use crate::{
     desired::Desired,
     error::{ReconcileError, Step},
@@ -59,10 +56,8 @@ impl Writer {
         let api = SECRET.api(&self.client, Some(namespace));
         // not applied: that would say that there are to be no keys in it
         let owner = json!({"metadata": {"resourceVersion": version, "ownerReferences": [names::owner(gateway)]}});
-        let manager = Some(names::FIELD_MANAGER.to_owned());
-        let parameters = PatchParams { field_manager: manager, ..PatchParams::default() };
         let patch = Patch::Merge(&owner);
-        let mut written = self.write(Step::Apply, &title, api.patch(secret, &parameters, &patch)).await?;
+        let mut written = self.write(Step::Apply, &title, api.patch(secret, &merging(), &patch)).await?;
         self.metrics.writes.with_label_values(&[SECRET.name]).inc();
         info!(namespace, object = title, "its owner is written");
         // no data of a Secret is kept

@@ -10,7 +10,7 @@ use kube::{
 use serde_json::{Map, Value, json};
 use tracing::info;
 
-use super::{Memory, Writer};
+use super::{Memory, Writer, merging};
 use crate::{
     certificates::{self, MintError},
     desired::tls,
@@ -70,6 +70,7 @@ impl Writer {
         self.secrets.put(&name, &written);
         Ok(())
     }
+
     /// What is not applied any more goes, unless somebody else has written it too (`kubectl edit`, a backup): then it is taken
     /// away by name, or the step would be due again at once and for ever.
     async fn drop_left(
@@ -86,8 +87,7 @@ impl Writer {
             return Ok(written);
         }
         let patch = json!({"metadata": {"resourceVersion": written.metadata.resource_version}, "data": none});
-        let parameters = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         let name = written.metadata.name.as_deref().unwrap_or_default();
-        self.write(Step::Apply, title, api.patch(name, &parameters, &Patch::Merge(&patch))).await
+        self.write(Step::Apply, title, api.patch(name, &merging(), &Patch::Merge(&patch))).await
     }
 }

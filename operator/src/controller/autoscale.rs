@@ -5,19 +5,16 @@
 use std::time::Duration;
 
 use crds::ProtocolGateway;
-use kube::{
-    Api,
-    api::{Patch, PatchParams},
-};
+use kube::{Api, api::Patch};
 use serde_json::json;
 use tracing::info;
 
 use super::World;
 use crate::{
+    apply::merging,
     error::{ReconcileError, Step},
     kinds::GATEWAY,
     metrics_api::Reading,
-    names,
     observe::{CustomMetrics, Observed, mirror::Name},
     orders::Book,
     pods::Fleet,
@@ -50,9 +47,7 @@ impl World {
             // whoever changed it since this was decided has the last word
             let version = gateway.metadata.resource_version.as_deref();
             let scale = json!({"metadata": {"resourceVersion": version}, "spec": {"replicas": to}});
-            let parameters =
-                PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-            let patch = Patch::Merge(&scale);
+            let (parameters, patch) = (merging(), Patch::Merge(&scale));
             let write = api.patch_scale(&name.name, &parameters, &patch);
             let answer = self.writer.write(Step::Apply, &format!("{} {}", GATEWAY.name, name.name), write).await?;
             // that change is ours: it stands in the way of no status

@@ -197,7 +197,7 @@ pub fn due<'a>(authority: &Authority, leaves: impl Iterator<Item = &'a Certifica
 }
 
 /// When two thirds of its life are gone.
-fn two_thirds(certificate: &Certificate) -> Timestamp {
+pub(crate) fn two_thirds(certificate: &Certificate) -> Timestamp {
     let life = certificate.not_before.duration_until(certificate.not_after);
     certificate.not_before + life * 2 / 3
 }
