@@ -173,10 +173,7 @@ fn a_newer_receiver_elsewhere_takes_the_device_over() {
 #[test]
 fn a_receiver_that_the_hub_refuses_is_told() {
     on_a_core(async {
-        let world = World::new(Verify::Local);
-        world.hub().add_device("d1").unwrap();
-        let upstream = world.upstream();
-        let device = Device::open(&upstream, "d1");
+        let (world, _upstream, device) = World::with_device();
         let refuse = Action::Detach { condition: "amqp:not-allowed".into(), redirect: None };
         world.inject(Fault::new(refuse).at(Point::Attach).device("d1").count(1));
         device.link.open_commands(1);

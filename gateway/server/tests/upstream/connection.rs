@@ -427,10 +427,7 @@ fn devices_beyond_one_connection_get_another_and_no_more_than_allowed() {
 #[test]
 fn shutdown_settles_what_is_in_flight_and_closes_in_good_order() {
     on_a_core(async {
-        let world = World::new(Verify::Local);
-        world.hub().add_device("d1").unwrap();
-        let upstream = world.upstream();
-        let device = Device::open(&upstream, "d1");
+        let (world, upstream, device) = World::with_device();
         world.inject(Fault::new(Action::Delay { ms: 200 }).at(Point::Telemetry).count(1));
         device.send(1, "m");
         upstream.shutdown(Duration::from_secs(30)).await;

@@ -65,6 +65,15 @@ impl World {
         Self::with(verify, HubConfig::default(), |_| {})
     }
 
+    /// A hub that knows `d1`, the connections of a gateway to it, and `d1` on one of them.
+    pub(crate) fn with_device() -> (Self, Upstream, Device) {
+        let world = Self::new(Verify::Local);
+        world.hub().add_device("d1").unwrap();
+        let upstream = world.upstream();
+        let device = Device::open(&upstream, "d1");
+        (world, upstream, device)
+    }
+
     /// A hub, and a gateway with limits for impatient tests, changed by `change`.
     pub(crate) fn with(verify: Verify, config: HubConfig, change: impl FnOnce(&mut UpstreamLimits)) -> Self {
         let hub = Hub::start(config).unwrap();

@@ -23,10 +23,7 @@ fn firsts(accepted: Vec<String>) -> Vec<String> {
 #[test]
 fn telemetry_is_accepted_once_stored() {
     on_a_core(async {
-        let world = World::new(Verify::Local);
-        world.hub().add_device("d1").unwrap();
-        let upstream = world.upstream();
-        let device = Device::open(&upstream, "d1");
+        let (world, _upstream, device) = World::with_device();
         device.send(7, "m-1");
         assert_eq!(device.outcome().await, (7, Outcome::Accepted));
         assert_eq!(world.accepted("d1"), ["m-1"]);
@@ -63,10 +60,7 @@ fn many_devices_share_one_connection() {
 #[test]
 fn a_message_larger_than_a_frame_arrives_whole() {
     on_a_core(async {
-        let world = World::new(Verify::Local);
-        world.hub().add_device("d1").unwrap();
-        let upstream = world.upstream();
-        let device = Device::open(&upstream, "d1");
+        let (_world, _upstream, device) = World::with_device();
         device.send_sized(1, "large", 250_000);
         assert_eq!(device.outcome().await, (1, Outcome::Accepted));
         device.send_sized(2, "too-large", 300_000);
@@ -189,10 +183,7 @@ fn contract_8_a_device_whose_links_are_stolen_is_taken_over() {
 #[test]
 fn a_link_that_the_hub_detaches_by_force_comes_back() {
     on_a_core(async {
-        let world = World::new(Verify::Local);
-        world.hub().add_device("d1").unwrap();
-        let upstream = world.upstream();
-        let device = Device::open(&upstream, "d1");
+        let (world, _upstream, device) = World::with_device();
         let detach = Action::Detach { condition: "amqp:link:detach-forced".into(), redirect: None };
         world.inject(Fault::new(detach).at(Point::Telemetry).probability(0.05, 3).count(4));
         device.send_all("a-", 200, 8).await;
@@ -233,10 +224,7 @@ fn no_credit_holds_messages_back_until_the_bound() {
 #[test]
 fn a_will_is_sent_although_its_device_is_gone() {
     on_a_core(async {
-        let world = World::new(Verify::Local);
-        world.hub().add_device("d1").unwrap();
-        let upstream = world.upstream();
-        let device = Device::open(&upstream, "d1");
+        let (world, _upstream, device) = World::with_device();
         device.send(1, "a-0");
         device.send(Slot::WILL.0, "a-1");
         drop(device);
@@ -315,10 +303,7 @@ fn what_came_after_a_refused_message_does_not_overtake_it() {
 #[test]
 fn what_settles_after_its_device_has_gone_is_counted() {
     on_a_core(async {
-        let world = World::new(Verify::Local);
-        world.hub().add_device("d1").unwrap();
-        let upstream = world.upstream();
-        let device = Device::open(&upstream, "d1");
+        let (world, _upstream, device) = World::with_device();
         device.send(1, "a-0");
         device.send_at_most_once(2, "a-1");
         device.send(Slot::WILL.0, "a-2");
