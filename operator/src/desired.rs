@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     config::{FILE as CONFIG_FILE, drain_per_second as self_drain_per_second},
+    network::DNS_PORT,
     workload::{ADMIN_PORT, MIN_READY_S},
 };
 use crate::{

@@ -35,6 +35,8 @@ pub struct Observed {
     pub deployment: Option<DeploymentFacts>,
     /// The Service's status, if there is one.
     pub service: Option<ServiceStatus>,
+    /// TCP ports that the NetworkPolicy in force lets through, if there is one.
+    pub let_through: Option<LetThrough>,
     /// This fleet's pods.
     pub pods: Vec<PodFacts>,
     /// Objects that have a name of ours and belong to somebody else, as `Kind name`.
@@ -150,6 +152,16 @@ pub struct Authority {
     pub previous: Option<Certificate>,
 }
 
+/// TCP ports that a NetworkPolicy lets through.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LetThrough {
+    /// To the pods.
+    pub ingress: BTreeSet<u16>,
+    /// From the pods, but for that of name servers.
+    pub egress: BTreeSet<u16>,
+}
+
 /// What a Deployment is at.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -180,6 +192,10 @@ pub struct PodFacts {
     pub created: Option<Timestamp>,
     /// Label `pod-template-hash`.
     pub template: String,
+    /// Annotation with the hash of what it was started with and cannot change while it runs.
+    pub started_with: Option<String>,
+    /// Its ports by name.
+    pub ports: BTreeMap<String, u16>,
     /// Annotation `controller.kubernetes.io/pod-deletion-cost`.
     pub deletion_cost: Option<i32>,
     /// It was told to stop.

@@ -121,6 +121,44 @@ fn pods_are_replaced_only_for_what_a_running_gateway_cannot_follow() {
     check("the image", true, |gateway| gateway.spec.pod.image = Some("registry.example/gateway:2.0.0".to_owned()));
 }
 
+#[test]
+fn old_pods_are_reached_until_they_are_gone() {
+    let case = cases().into_iter().find(|case| case.ends_with("27-old-pods-keep-their-ports-during-a-rollout"));
+    let (gateway, mut observed, plan, decided) = decide(&case.expect("it is there"));
+    let installation = Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned() };
+    let object = |desired: &Desired, kind: &str| {
+        desired.objects.iter().map(|object| json!(object)).find(|object| object["kind"] == kind).expect("it is made")
+    };
+    let during = decided.expect("the spec is right");
+    let template = &object(&during, "Deployment")["spec"]["template"]["metadata"]["annotations"];
+    let started_with = template["protocolgateway.io/started-with"].as_str().map(str::to_owned);
+    let mut check = |new: usize, expected: [&[u16]; 2], targets: [Value; 2]| {
+        for pod in observed.pods.iter_mut().take(new) {
+            pod.started_with.clone_from(&started_with);
+            pod.ports = [("devices", 8883), ("web", 8443)].map(|(name, port)| (name.to_owned(), port)).into();
+        }
+        let desired = desired::desired(&gateway, &observed, &plan, &installation).expect("the spec is right");
+        let policy = &object(&desired, "NetworkPolicy")["spec"];
+        let ports = |way: &str| -> Vec<u64> {
+            let ports = policy[way][0]["ports"].as_array().expect("it names ports");
+            ports.iter().filter_map(|port| port["port"].as_u64()).collect()
+        };
+        let expected = expected.map(|ports| ports.iter().copied().map(u64::from).collect::<Vec<_>>());
+        assert_eq!([ports("ingress"), ports("egress")], expected, "{new} pods are new");
+        let service = object(&desired, "Service");
+        assert_eq!(
+            [0, 1].map(|port| service["spec"]["ports"][port]["targetPort"].clone()),
+            targets,
+            "{new} pods are new"
+        );
+    };
+    let both: [&[u16]; 2] = [&[443, 8443, 8883, 9090, 9191], &[443, 5671]];
+    // the first listener has another name, the second is new
+    check(0, both, [json!(8883), json!("web")]);
+    check(1, both, [json!(8883), json!("web")]);
+    check(2, [&[8443, 8883, 9191], &[443]], [json!("devices"), json!("web")]);
+}
+
 /// What every pod of every case must be, whatever the spec says.
 #[test]
 fn no_pod_has_rights_that_it_does_not_need() {

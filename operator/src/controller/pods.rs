@@ -57,8 +57,8 @@ fn target(pod: &SeenPod, gateway: &ProtocolGateway, tls: &[String], host: &str) 
         pod: pod.facts.name.clone(),
         uid: pod.uid.clone(),
         address: pod.address?,
-        admin_port: *pod.ports.get(desired::ADMIN_PORT)?,
-        listeners_tls_ports: tls.iter().filter_map(|listener| pod.ports.get(listener).copied()).collect(),
+        admin_port: *pod.facts.ports.get(desired::ADMIN_PORT)?,
+        listeners_tls_ports: tls.iter().filter_map(|listener| pod.facts.ports.get(listener).copied()).collect(),
         server_name: host.to_owned(),
         known: said.and_then(|said| u64::try_from(said.connections?).ok()),
     })

@@ -1,22 +1,29 @@
 //! Who reaches the pods, and whom they reach: ServiceAccount, Service, NetworkPolicy, PodMonitor.
 
+use std::collections::BTreeSet;
+
 use crds::cluster::{ServiceType, TrafficPolicy};
-use gateway_core::settings::{Settings, Upstream};
+use gateway_core::settings::{Listener, Settings, Upstream};
 use k8s_openapi::{
     api::{
         core::v1::{Service, ServiceAccount, ServicePort, ServiceSpec},
         networking::v1::{
-            NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
-            NetworkPolicySpec,
+            NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPort, NetworkPolicySpec,
         },
     },
-    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+    apimachinery::pkg::util::intstr::IntOrString,
 };
 use kube::core::DynamicObject;
 use serde_json::json;
 
-use super::{Checked, Context, object, workload::reachable};
-use crate::names;
+use super::{
+    Checked, Context, config, object,
+    workload::{ADMIN_PORT, HEALTH_PORT, reachable},
+};
+use crate::{names, observe::LetThrough};
+
+/// Port of name servers.
+pub const DNS_PORT: u16 = 53;
 
 /// It has no rights, and pods do not mount its token.
 pub(super) fn service_account(context: &Context<'_>) -> DynamicObject {
@@ -31,7 +38,7 @@ pub(super) fn objects(context: &Context<'_>, checked: &Checked) -> Vec<DynamicOb
     let settings = &checked.settings;
     let service = reachable(settings).next().is_some().then(|| service(context, settings));
     let monitor = context.observed.apis.pod_monitor.then(|| pod_monitor(context));
-    service.into_iter().chain([network_policy(context, settings)]).chain(monitor).collect()
+    service.into_iter().chain([network_policy(context, checked)]).chain(monitor).collect()
 }
 
 fn service(context: &Context<'_>, settings: &Settings) -> DynamicObject {
@@ -48,7 +55,7 @@ fn service(context: &Context<'_>, settings: &Settings) -> DynamicObject {
     let ports = reachable(settings).map(|listener| ServicePort {
         name: Some(listener.name.clone()),
         port: i32::from(listener.port),
-        target_port: Some(IntOrString::String(listener.name.clone())),
+        target_port: Some(target(context, listener)),
         protocol: Some("TCP".to_owned()),
         node_port: wanted.node_ports.get(&listener.name).copied(),
         ..ServicePort::default()
@@ -68,34 +75,56 @@ fn service(context: &Context<'_>, settings: &Settings) -> DynamicObject {
     object(&Service { metadata, spec: Some(spec), status: None })
 }
 
-/// Devices from anywhere; the admin port, which asks for a certificate, from pods; out to the upstream's port and DNS.
-fn network_policy(context: &Context<'_>, settings: &Settings) -> DynamicObject {
-    let listeners: Vec<_> = reachable(settings).map(|listener| policy_port("TCP", listener.port)).collect();
-    let from_anywhere = NetworkPolicyIngressRule { ports: Some(listeners), from: None };
-    let from_pods = NetworkPolicyIngressRule {
-        ports: Some(vec![policy_port("TCP", settings.admin.port)]),
-        from: Some(vec![NetworkPolicyPeer {
-            namespace_selector: Some(LabelSelector::default()),
-            ..NetworkPolicyPeer::default()
-        }]),
+/// By name, so that every pod is reached at its own port; by number while there are pods that know it by another name.
+fn target(context: &Context<'_>, listener: &Listener) -> IntOrString {
+    let is_this = |(name, port): (&String, &u16)| {
+        *port == listener.port && *name != listener.name && name != ADMIN_PORT && name != HEALTH_PORT
     };
+    if context.observed.pods.iter().any(|pod| pod.ports.iter().any(is_this)) {
+        IntOrString::Int(i32::from(listener.port))
+    } else {
+        IntOrString::String(listener.name.clone())
+    }
+}
+
+/// Devices and operators from anywhere; out to the upstream's port and to name servers.
+///
+/// The admin port asks for a certificate that the fleet's own CA signed, and answers nobody else. Where operators come from is
+/// not said: on the host's network they come from addresses of nodes, which no selector of pods names.
+fn network_policy(context: &Context<'_>, checked: &Checked) -> DynamicObject {
+    let LetThrough { ingress, egress } = let_through(context, checked);
+    let tcp = |ports: BTreeSet<u16>| Some(ports.into_iter().map(|port| policy_port("TCP", port)).collect());
+    let dns = vec![policy_port("UDP", DNS_PORT), policy_port("TCP", DNS_PORT)];
+    let spec = NetworkPolicySpec {
+        pod_selector: Some(names::label_selector(&context.name)),
+        policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
+        ingress: Some(vec![NetworkPolicyIngressRule { ports: tcp(ingress), from: None }]),
+        egress: Some(vec![
+            NetworkPolicyEgressRule { ports: tcp(egress), to: None },
+            NetworkPolicyEgressRule { ports: Some(dns), to: None },
+        ]),
+    };
+    object(&NetworkPolicy { metadata: names::owned(context.gateway, &context.name), spec: Some(spec) })
+}
+
+/// What pods of this configuration need; and while others are there what was let through until now: they go one by one, and
+/// keep their devices until they do.
+fn let_through(context: &Context<'_>, checked: &Checked) -> LetThrough {
+    let settings = &checked.settings;
     let upstream = match &settings.upstream {
         Upstream::IotHub(hub) => hub.port,
         Upstream::Amqp(broker) => broker.port,
     };
-    let to = |ports| NetworkPolicyEgressRule { ports: Some(ports), to: None };
-    let has_listeners = reachable(settings).next().is_some();
-    let spec = NetworkPolicySpec {
-        pod_selector: Some(names::label_selector(&context.name)),
-        policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
-        // a rule without ports would allow all of them
-        ingress: Some(has_listeners.then_some(from_anywhere).into_iter().chain([from_pods]).collect()),
-        egress: Some(vec![
-            to(vec![policy_port("TCP", upstream)]),
-            to(vec![policy_port("UDP", 53), policy_port("TCP", 53)]),
-        ]),
-    };
-    object(&NetworkPolicy { metadata: names::owned(context.gateway, &context.name), spec: Some(spec) })
+    let listeners = reachable(settings).map(|listener| listener.port);
+    let mut ports = LetThrough { ingress: listeners.chain([settings.admin.port]).collect(), egress: [upstream].into() };
+    let started_with = config::started_with(checked);
+    let is_other = |started: Option<&String>| started != Some(&started_with);
+    let are_others = context.observed.pods.iter().any(|pod| is_other(pod.started_with.as_ref()));
+    if let Some(before) = context.observed.let_through.as_ref().filter(|_| are_others) {
+        ports.ingress.extend(&before.ingress);
+        ports.egress.extend(&before.egress);
+    }
+    ports
 }
 
 fn policy_port(protocol: &str, port: u16) -> NetworkPolicyPort {

@@ -34,6 +34,8 @@ const USER: i64 = 65532;
 const GRACE_MARGIN_S: u64 = 10;
 /// Name of the port of health, metrics and orders.
 pub const ADMIN_PORT: &str = "admin";
+/// Name of the port at which the kubelet asks.
+pub(super) const HEALTH_PORT: &str = "health";
 /// How long a new pod must be ready before an old one goes: load balancers have to find it.
 pub const MIN_READY_S: i32 = 10;
 
@@ -145,7 +147,7 @@ fn ports(settings: &Settings) -> Vec<ContainerPort> {
         ..ContainerPort::default()
     };
     let listeners = reachable(settings).map(|listener| port(&listener.name, listener.port));
-    let health = settings.admin.health_port.map(|health| port("health", health));
+    let health = settings.admin.health_port.map(|health| port(HEALTH_PORT, health));
     listeners.chain([port(ADMIN_PORT, settings.admin.port)]).chain(health).collect()
 }
 
@@ -154,7 +156,7 @@ fn probe(path: &str, period_s: i32, failures: i32) -> Probe {
     Probe {
         http_get: Some(HTTPGetAction {
             path: Some(path.to_owned()),
-            port: IntOrString::String("health".to_owned()),
+            port: IntOrString::String(HEALTH_PORT.to_owned()),
             ..HTTPGetAction::default()
         }),
         period_seconds: Some(period_s),

@@ -13,7 +13,7 @@ use rustls::ClientConfig;
 use serde_json::Value;
 
 use super::{
-    Apis, DeploymentFacts, Observed,
+    Apis, DeploymentFacts, LetThrough, Observed,
     mirror::{Mirror, Mirrored, Name, Owner},
     secrets::Secrets,
 };
@@ -50,6 +50,7 @@ pub async fn look(
         object("ConfigMap").and_then(|config| config["data"][desired::CONFIG_FILE].as_str().map(str::to_owned));
     let deployment = ours.get(&("Deployment", name.name.clone())).map(|deployment| deployment_facts(deployment));
     let service = object("Service").map(|service| status::<ServiceStatus>(&service));
+    let let_through = object("NetworkPolicy").map(|policy| let_through(&policy));
     let wanted = Arc::new(desired::references(gateway, config_in_force.as_deref()));
     let seen = sources.secrets.look(sources.client, &name, &wanted).await;
     let seen = seen.map_err(|(object, error)| ReconcileError::of(Step::Observe, object, &error))?;
@@ -59,6 +60,7 @@ pub async fn look(
         config_in_force,
         deployment,
         service,
+        let_through,
         pods: sources.mirror.pods(&name).iter().map(|pod| pod.facts.clone()).collect(),
         foreign,
         autoscalers: sources.mirror.autoscalers(&name),
@@ -146,6 +148,18 @@ fn deployment_facts(deployment: &Mirrored) -> DeploymentFacts {
         replicas: replicas.unwrap_or(0),
         status: status::<DeploymentStatus>(&body),
     }
+}
+
+fn let_through(policy: &Value) -> LetThrough {
+    let ports = |way: &str| {
+        let rules = policy["spec"][way].as_array().into_iter().flatten();
+        let ports = rules.flat_map(|rule| rule["ports"].as_array().into_iter().flatten());
+        let tcp = ports.filter(|port| port["protocol"] == "TCP");
+        tcp.filter_map(|port| u16::try_from(port["port"].as_u64()?).ok()).collect()
+    };
+    let (ingress, mut egress): (_, BTreeSet<u16>) = (ports("ingress"), ports("egress"));
+    egress.remove(&desired::DNS_PORT);
+    LetThrough { ingress, egress }
 }
 
 fn status<T: Default + serde::de::DeserializeOwned>(object: &Value) -> T {

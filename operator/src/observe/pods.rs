@@ -1,6 +1,9 @@
 //! A pod of a fleet, as its object tells: what a decision needs of it, and nothing else.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 
@@ -16,8 +19,8 @@ pub struct SeenPod {
     pub uid: String,
     /// Where it can be asked, once it runs.
     pub address: Option<IpAddr>,
-    /// Its ports by name.
-    pub ports: BTreeMap<String, u16>,
+    /// Secrets that it mounts.
+    pub secrets: BTreeSet<String>,
 }
 
 /// The fleet that a pod is of.
@@ -42,6 +45,8 @@ pub fn seen(pod: &Pod) -> SeenPod {
             stopped: !status.container_statuses.iter().flatten().any(runs),
             created: metadata.creation_timestamp.as_ref().map(|time| time.0),
             template: label("pod-template-hash").unwrap_or_default(),
+            started_with: annotation(names::STARTED_WITH).cloned(),
+            ports: ports(pod),
             deletion_cost: annotation(orders::DELETION_COST).and_then(|cost| cost.parse().ok()),
             terminating: metadata.deletion_timestamp.is_some(),
             ends: metadata.deletion_timestamp.as_ref().map(|time| time.0),
@@ -50,7 +55,7 @@ pub fn seen(pod: &Pod) -> SeenPod {
         },
         uid: metadata.uid.clone().unwrap_or_default(),
         address: status.pod_ip.as_ref().and_then(|address| address.parse().ok()),
-        ports: ports(pod),
+        secrets: secrets(pod),
     }
 }
 
@@ -58,6 +63,11 @@ fn ports(pod: &Pod) -> BTreeMap<String, u16> {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
     let ports = containers.flat_map(|container| container.ports.iter().flatten());
     ports.filter_map(|port| Some((port.name.clone()?, u16::try_from(port.container_port).ok()?))).collect()
+}
+
+fn secrets(pod: &Pod) -> BTreeSet<String> {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    volumes.filter_map(|volume| volume.secret.as_ref()?.secret_name.clone()).collect()
 }
 
 fn runs(container: &ContainerStatus) -> bool {
@@ -135,6 +145,20 @@ mod tests {
         assert!(seen.facts.ready && !seen.facts.terminating);
         assert_eq!(seen.address, Some(IpAddr::from([10, 0, 0, 7])));
         assert!(!pod(&json!({"conditions": [{"type": "Ready", "status": "False"}]})).facts.ready);
+    }
+
+    #[test]
+    fn a_pod_tells_what_it_was_made_with() {
+        let volumes =
+            json!([{"name": "config", "configMap": {"name": "gw"}}, {"name": "a", "secret": {"secretName": "gw-tls"}}]);
+        let pod = json!({
+            "metadata": {"name": "gw-0", "annotations": {names::STARTED_WITH: "00ff"}},
+            "spec": {"volumes": volumes, "containers": [{"name": "gateway", "ports": [{"name": "mqtts", "containerPort": 8883}]}]},
+        });
+        let seen = seen(&serde_json::from_value(pod).expect("it is a pod"));
+        assert_eq!(seen.secrets, ["gw-tls".to_owned()].into());
+        assert_eq!(seen.facts.ports, [("mqtts".to_owned(), 8883)].into());
+        assert_eq!(seen.facts.started_with.as_deref(), Some("00ff"));
     }
 
     #[test]
