@@ -1,11 +1,13 @@
 //! Writes the difference between what there should be and what is there: server-side apply with one field manager.
 //!
 //! What stands as it should is not written. Never an object of somebody else's, and never without leading. What the API server
-//! refuses, or fails at, keeps back nothing else, is remembered, and is tried again when it or the time changes.
+//! refuses, or fails at, is remembered, and is tried again when it or the time changes. It keeps back nothing else, but for what
+//! pods in force need: that is changed with them ([`order`]).
 
 pub mod adopt;
 pub mod certificates;
 pub mod drift;
+pub mod order;
 pub mod prune;
 pub mod status;
 
@@ -22,6 +24,8 @@ use kube::{
     core::DynamicObject,
 };
 use tracing::{debug, info, warn};
+
+use self::order::Held;
 
 use crate::{
     desired::{self, Desired},
@@ -204,38 +208,44 @@ impl Writer {
         Ok(are_free)
     }
 
-    /// Applies every object that does not stand as it should, after it was found to be free; but for those of the kind
-    /// `held`.
+    /// Applies every object that does not stand as it should, after it was found to be free; but for those that are held,
+    /// which it gives back. `are_marked`: the Deployment may be told of fewer pods.
     pub async fn objects(
         &self,
         desired: &Desired,
         memory: &mut Memory,
-        held: Option<&str>,
-    ) -> Result<(), ReconcileError> {
+        are_marked: bool,
+    ) -> Result<Held, ReconcileError> {
         let wanted: BTreeSet<String> = desired.objects.iter().map(desired::title).collect();
         let is_step =
             |title: &str| desired.certificates.iter().any(|step| *title == format!("Secret {}", step.secret()));
         memory.keep(Way::Apply, |title| wanted.contains(title) || is_step(title));
         memory.settled.retain(|title, _| wanted.contains(title));
         let unwatched = std::mem::take(&mut memory.unwatched);
+        let mut held = self.held(desired, memory, are_marked).await?;
+        let is_in_force = desired.objects.iter().any(|object| order::is_deployment(object) && self.is_watched(object));
         for object in &desired.objects {
-            let title = desired::title(object);
+            let (title, kind) = (desired::title(object), kind_of(object)?);
             let what = unwatched.get(&title);
             // what nobody looked for may be somebody else's
-            if what == Some(&Unwatched::Foreign) || (what.is_none() && !self.is_watched(object)) {
-                continue;
-            }
-            if held.is_some_and(|kind| object.types.as_ref().is_some_and(|types| types.kind == kind)) {
+            if what == Some(&Unwatched::Foreign)
+                || (what.is_none() && !self.is_watched(object))
+                || held.holds(kind.name)
+            {
                 continue;
             }
             let is_new = what == Some(&Unwatched::Missing);
             let (object, applied) = drift::stamped(object.clone());
+            let mut is_taken = false;
             if !memory.is_refused(&title, &applied) {
                 let ended = self.object(&object, &title, is_new, memory).await;
-                memory.ended((Way::Apply, &title), &applied, ended)?;
+                is_taken = memory.ended((Way::Apply, &title), &applied, ended)?;
+            }
+            if !is_taken {
+                held.not_taken(kind.name, is_in_force);
             }
         }
-        Ok(())
+        Ok(held)
     }
 
     fn is_watched(&self, object: &DynamicObject) -> bool {
@@ -250,14 +260,8 @@ impl Writer {
         memory: &mut Memory,
     ) -> Result<(), ReconcileError> {
         let kind = kind_of(object)?;
-        if let Some(live) = self.mirror.get(kind, &Name::of(&object.metadata)) {
-            let standing = drift::settled(object, &live.body());
-            let is_known = |hash| memory.settled.get(title) == Some(hash);
-            // what is being deleted will be made anew when it is gone
-            if live.ends || standing.differs().is_none_or(is_known) {
-                return Ok(());
-            }
-            debug!(namespace = object.metadata.namespace, object = title, "does not stand as it was applied");
+        if self.settled(kind, object, title, memory) {
+            return Ok(());
         }
         let answer = self.apply(kind, object, title, !is_new).await?;
         match drift::settled(object, &drift::comparable(&answer)).differs() {
@@ -266,6 +270,19 @@ impl Writer {
         }
         self.mirror.put(kind, answer);
         Ok(())
+    }
+
+    /// Whether an object, which is [`drift::stamped`], stands as it was applied.
+    fn settled(&self, kind: &'static Kind, object: &DynamicObject, title: &str, memory: &Memory) -> bool {
+        let Some(live) = self.mirror.get(kind, &Name::of(&object.metadata)) else { return false };
+        let standing = drift::settled(object, &live.body());
+        let is_known = |hash| memory.settled.get(title) == Some(hash);
+        // what is being deleted will be made anew when it is gone
+        let settled = live.ends || standing.differs().is_none_or(is_known);
+        if !settled {
+            debug!(namespace = object.metadata.namespace, object = title, "does not stand as it was applied");
+        }
+        settled
     }
 
     /// What those objects are that no watch tells of: missing, somebody else's, or ours without their labels.

@@ -378,10 +378,10 @@ impl World {
         }
         if let Ok(desired) = &decided {
             // a Deployment that is told of fewer takes whom it likes of those that are not marked
-            let held = (!self.mark(&gateway, &plan, memory).await?).then_some("Deployment");
-            self.writer.objects(desired, memory, held).await?;
+            let are_marked = self.mark(&gateway, &plan, memory).await?;
+            let held = self.writer.objects(desired, memory, are_marked).await?;
             self.writer.adopt(&gateway, desired, memory).await?;
-            self.writer.prune(&gateway, desired, memory).await?;
+            self.writer.prune(&gateway, desired, &held, memory).await?;
             self.order(&gateway, epoch, &plan, book).await?;
         }
         let scaled = self.autoscale(&mut gateway, &seen, book).await?;

@@ -1,4 +1,5 @@
-//! Deletes what is not wanted any more: of the operator's kinds, with a name that it gives, owned by this ProtocolGateway.
+//! Deletes what is not wanted any more: of the operator's kinds, with a name that it gives, owned by this ProtocolGateway, and not
+//! needed by a pod that is still there.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -7,9 +8,10 @@ use kube::{
     ResourceExt,
     api::{DeleteParams, Preconditions},
 };
+use serde_json::Value;
 use tracing::info;
 
-use super::{Memory, Writer};
+use super::{Memory, Writer, order::Held};
 use crate::{
     desired::{self, Desired},
     error::{ReconcileError, Step},
@@ -25,15 +27,17 @@ use crate::{
 type Unwanted = (&'static Kind, String, Arc<Mirrored>, Option<String>);
 
 impl Writer {
-    /// Deletes what is neither wanted nor kept.
+    /// Deletes what is neither wanted nor kept nor held.
     pub async fn prune(
         &self,
         gateway: &ProtocolGateway,
         desired: &Desired,
+        held: &Held,
         memory: &mut Memory,
     ) -> Result<(), ReconcileError> {
         let mut due = BTreeSet::new();
-        for (kind, name, object, version) in self.unwanted(gateway, desired) {
+        let unwanted = self.unwanted(gateway, desired);
+        for (kind, name, object, version) in unwanted.into_iter().filter(|(kind, ..)| !held.holds(kind.name)) {
             let title = format!("{} {name}", kind.name);
             let ended = self.delete(gateway, kind, &name, &object, version).await;
             memory.ended((Way::Delete, &title), "", ended)?;
@@ -53,14 +57,27 @@ impl Writer {
             .map(|(kind, name, object)| (kind, name, object, None))
             .collect();
         let namespace = gateway.namespace().unwrap_or_default();
+        let mounted = self.mounted(&Name::of(&gateway.metadata));
         for name in names::secrets(&gateway.name_any()) {
             let secret = self.mirror.versioned(&SECRET, &Name::new(&namespace, &name));
-            if let Some((secret, version)) = secret.filter(|_| !desired.secrets.contains(&name)) {
+            let is_needed = desired.secrets.contains(&name) || mounted.contains(&name);
+            if let Some((secret, version)) = secret.filter(|_| !is_needed) {
                 // keys are gone for good: whoever wrote to it since may have made it theirs
                 unwanted.push((&SECRET, name, secret, Some(version)));
             }
         }
         unwanted
+    }
+
+    /// Secrets that the Deployment in force mounts, or a pod that is still there: without them none of these starts again.
+    fn mounted(&self, fleet: &Name) -> BTreeSet<String> {
+        let deployment = Kind::owned("Deployment").and_then(|kind| self.mirror.get(kind, fleet));
+        let volumes = deployment.map(|deployment| deployment.body()["spec"]["template"]["spec"]["volumes"].take());
+        let of_volume = |volume: &Value| volume["secret"]["secretName"].as_str().map(str::to_owned);
+        let by_deployment: Vec<String> =
+            volumes.iter().filter_map(Value::as_array).flatten().filter_map(of_volume).collect();
+        let by_pods = self.mirror.pods(fleet);
+        by_deployment.into_iter().chain(by_pods.iter().flat_map(|pod| pod.secrets.iter().cloned())).collect()
     }
 
     async fn delete(

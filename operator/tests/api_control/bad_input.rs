@@ -4,12 +4,8 @@
 use anyhow::ensure;
 use cluster::Story;
 use futures_util::future::try_join_all;
-use k8s_openapi::{
-    api::admissionregistration::v1::ValidatingWebhookConfiguration,
-    jiff::{SignedDuration, Timestamp},
-};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{
-    Api,
     api::{DeleteParams, Patch, PatchParams},
     core::DynamicObject,
 };
@@ -21,6 +17,7 @@ use operator::{
 use serde_json::{Value, json};
 
 use crate::{
+    hook::Hook,
     pretend::{self, Pretend},
     support::{self, Operator, condition, declare, events, find, kind, pair, same, spec, story, until},
 };
@@ -251,7 +248,7 @@ async fn apply(story: &Story, object: &Value) -> anyhow::Result<()> {
 }
 
 /// What pods run by, and what they are.
-async fn in_force(story: &Story, name: &str) -> anyhow::Result<(Value, Value)> {
+pub(crate) async fn in_force(story: &Story, name: &str) -> anyhow::Result<(Value, Value)> {
     let there = |found: Option<&Value>| found.is_some();
     let config = until(story, kind("ConfigMap"), name, "it is made", there).await?;
     let deployment = until(story, kind("Deployment"), name, "it is made", there).await?;
@@ -425,46 +422,13 @@ async fn a_hub_that_does_not_exist_is_said_as_pods_say_it_and_with_what_to_do() 
     .await;
 }
 
-/// A webhook that nobody serves stands before everything that is done to Services of the test's namespace.
-async fn webhook(story: &Story) -> anyhow::Result<Api<ValidatingWebhookConfiguration>> {
-    let hooks: Api<ValidatingWebhookConfiguration> = Api::all(story.client.clone());
-    let selector = json!({"matchLabels": {"kubernetes.io/metadata.name": story.namespace}});
-    let hook = json!({
-        "name": "nobody.example.com", "failurePolicy": "Fail", "sideEffects": "None", "timeoutSeconds": 1,
-        "admissionReviewVersions": ["v1"], "namespaceSelector": selector,
-        "clientConfig": {"service": {"namespace": story.namespace, "name": "nobody"}},
-        "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["services"], "operations": ["CREATE", "UPDATE"]}],
-    });
-    let object = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
-        "metadata": {"name": story.namespace}, "webhooks": [hook],
-    });
-    hooks.patch(&story.namespace, &PatchParams::apply("user").force(), &Patch::Apply(&object)).await?;
-    stands(story, true).await?;
-    Ok(hooks)
-}
-
-/// Waits until the API server asks the webhook, or does not any more.
-async fn stands(story: &Story, expected: bool) -> anyhow::Result<()> {
-    let begun = std::time::Instant::now();
-    let services = kind("Service").api(&story.client, Some(&story.namespace));
-    let probe =
-        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "probe"}, "spec": {"ports": [{"port": 1}]}});
-    let dry = PatchParams::apply("user").force().dry_run();
-    while services.patch("probe", &dry, &Patch::Apply(&probe)).await.is_err() != expected {
-        ensure!(begun.elapsed() < support::SOON, "the webhook does not come to stand: {expected}");
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
-    Ok(())
-}
-
 #[tokio::test]
 #[ignore = "level api: cargo xtask test api"]
 async fn a_webhook_that_does_not_answer_keeps_back_one_object_and_is_said() {
     story("webhook", async |story: &Story| {
         let operator = Operator::start(story);
         let (_pod, before) = fleet(story, "beside", 4).await?;
-        let hooks = webhook(story).await?;
+        let hook = Hook::before(story, "Service").await?;
         let scaling = json!({"scaling": {"minReplicas": 1, "maxReplicas": 4, "connectionsPerReplica": 100}});
         declare(story, "gw", spec(scaling)).await?;
         let message = condition(story, "gw", "Degraded", ("True", "ApiFailing")).await?;
@@ -477,7 +441,7 @@ async fn a_webhook_that_does_not_answer_keeps_back_one_object_and_is_said() {
         }
         ensure!(find(story, kind("Service"), "gw").await?.is_none());
         same(&versions(story, "beside").await?, &before, "what is beside it")?;
-        hooks.delete(&story.namespace, &DeleteParams::default()).await?;
+        hook.goes(story).await?;
         condition(story, "gw", "Degraded", AS_DESIRED).await?;
         told(story, "gw", "Normal AsDesired").await?;
         ensure!(find(story, kind("Service"), "gw").await?.is_some());

@@ -2,6 +2,8 @@
 //! nothing is written where nothing changes.
 
 mod bad_input;
+mod half;
+mod hook;
 mod named;
 mod pretend;
 mod support;

@@ -10,7 +10,7 @@ use kube::{
     core::DynamicObject,
 };
 use operator::{
-    apply::{Memory, Writer, status::Told},
+    apply::{Memory, Writer, order::Held, status::Told},
     desired::{Desired, tls::Step as CaStep},
     error::{Kind as Failure, Step},
     kinds::{GATEWAY, SECRET},
@@ -129,11 +129,14 @@ async fn a_secret_that_somebody_wrote_to_since_it_was_looked_at_is_not_deleted()
             replicas: None,
             kept: std::collections::BTreeSet::new(),
         };
-        let refused =
-            writer.prune(&gateway, &desired, &mut Memory::default()).await.err().context("it is another one now")?;
+        let refused = writer
+            .prune(&gateway, &desired, &Held::default(), &mut Memory::default())
+            .await
+            .err()
+            .context("it is another one now")?;
         same(&refused.kind, &Failure::Conflict, "the refusal")?;
         see(secrets.get("gw-tls").await?);
-        writer.prune(&gateway, &desired, &mut Memory::default()).await?;
+        writer.prune(&gateway, &desired, &Held::default(), &mut Memory::default()).await?;
         ensure!(find(story, &SECRET, "gw-tls").await?.is_none(), "it goes once it was looked at");
         ensure!(find(story, &SECRET, "gw-control").await?.is_some(), "what is wanted stays");
         Ok(())

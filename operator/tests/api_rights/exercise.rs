@@ -115,8 +115,9 @@ async fn told_again(story: &Story, log: &Path, recorder: &Recorder) -> anyhow::R
 async fn not_wanted_any_more(story: &Story, log: &Path) -> anyhow::Result<()> {
     fill(story, "own", &json!({})).await?;
     let local = json!([{"name": "local", "protocol": "MQTTPlain", "address": "127.0.0.1", "port": 1883}]);
-    let less = json!({"listeners": local, "scaling": null, "tls": {"selfSigned": null, "secretName": "own"}});
-    change(story, less).await?;
+    let tls = json!({"selfSigned": null, "secretName": "own"});
+    // pods that nobody runs are never replaced, and what they mount stays as long as they do
+    change(story, json!({"listeners": local, "scaling": null, "tls": tls, "replicas": 0})).await?;
     for (group, version, kind, name) in [
         ("autoscaling", "v2", "HorizontalPodAutoscaler", "gw"),
         ("", "v1", "Service", "gw"),
@@ -126,8 +127,8 @@ async fn not_wanted_any_more(story: &Story, log: &Path) -> anyhow::Result<()> {
         until(&what, log, async || Ok(object(story, group, version, kind, name).await?.is_none())).await?;
     }
     let scaling = json!({"minReplicas": 1, "maxReplicas": 4});
-    let all = json!({"listeners": null, "scaling": scaling, "tls": {"selfSigned": {}, "secretName": null}});
-    change(story, all).await?;
+    let tls = json!({"selfSigned": {}, "secretName": null});
+    change(story, json!({"listeners": null, "scaling": scaling, "tls": tls, "replicas": 1})).await?;
     until("the Service is made again", log, async || Ok(object(story, "", "v1", "Service", "gw").await?.is_some()))
         .await
 }
