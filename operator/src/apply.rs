@@ -48,6 +48,9 @@ pub const FOREIGN_RECHECK: Duration = Duration::from_mins(1);
 /// is tried again sooner, and later each time.
 pub const REFUSED_RETRY: Duration = Duration::from_mins(2);
 
+/// How soon if what is in the way just went: a node port is free a moment after its Service is gone.
+const MOVED_RETRY: Duration = Duration::from_secs(2);
+
 const RETRY_MARGIN: Duration = Duration::from_millis(100);
 
 /// What writing needs. Cheap to clone.
@@ -93,10 +96,17 @@ struct Refused {
     at: Instant,
     /// In a row.
     failures: u32,
+    /// What was in the way may have gone a moment before this answer.
+    moved: bool,
+    /// It is to be tried again for that.
+    retried: bool,
 }
 
 impl Refused {
     fn wait(&self) -> Duration {
+        if self.moved {
+            return MOVED_RETRY;
+        }
         let failing = self.kind == Failure::Failing;
         failing.then(|| self.kind.retry_after(self.failures, 1.0)).flatten().unwrap_or(REFUSED_RETRY)
     }
@@ -157,9 +167,13 @@ impl Memory {
             }
             Err(error) if error.kind.is_of_one() => {
                 warn!(object = title, ?way, error = error.message, "not taken");
-                let failures = self.refused.get(&key).map_or(0, |refused| refused.failures).saturating_add(1);
+                let before = self.refused.get(&key);
+                let failures = before.map_or(0, |refused| refused.failures).saturating_add(1);
+                // once: what is in the way still is there to stay
+                let moved = before.is_some_and(|refused| refused.retried);
                 let (applied, at) = (applied.to_owned(), Instant::now());
-                self.refused.insert(key, Refused { applied, kind: error.kind, message: error.message, at, failures });
+                let (kind, message) = (error.kind, error.message);
+                self.refused.insert(key, Refused { applied, kind, message, at, failures, moved, retried: false });
                 Ok(false)
             }
             Err(error) => Err(error),
@@ -178,7 +192,10 @@ impl Memory {
 
     /// What was in the way may have gone: tries again at once.
     pub fn retry(&mut self) {
-        self.refused.values_mut().for_each(|refused| refused.applied.clear());
+        for refused in self.refused.values_mut() {
+            refused.applied.clear();
+            refused.retried = true;
+        }
     }
 
     /// Whether something waits for a time to pass.
@@ -422,6 +439,22 @@ mod tests {
         assert_eq!(memory.refused().len(), 1, "another way of writing it");
         assert_eq!(memory.ended((Way::Apply, "Service gw"), "hash", Ok(())), Ok(true));
         assert_eq!((memory.refused(), memory.waits()), (Vec::new(), None));
+    }
+
+    #[test]
+    fn what_was_in_the_way_may_go_a_moment_later_than_it_is_told() {
+        let mut memory = Memory::default();
+        let mut waits = |retries: bool| {
+            if retries {
+                memory.retry();
+            }
+            let taken = memory.ended((Way::Apply, "Service gw"), "hash", answered(Failure::Refused));
+            assert_eq!(taken, Ok(false));
+            memory.waits().expect("it is tried again")
+        };
+        assert!(waits(false) > REFUSED_RETRY / 2);
+        assert!(waits(true) <= MOVED_RETRY + RETRY_MARGIN);
+        assert!(waits(false) > REFUSED_RETRY / 2, "once");
     }
 
     #[test]

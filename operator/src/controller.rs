@@ -18,7 +18,10 @@ mod watches;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -112,6 +115,8 @@ struct World {
     /// Which are not whole yet.
     lists: Lists,
     memories: Mutex<HashMap<Name, (Memory, Book)>>,
+    /// Counts objects that went and may have been in the way: one whose reconcile runs then has to be told after it.
+    freed: AtomicU64,
     events: Events,
     metrics: Metrics,
     own: Own,
@@ -205,6 +210,7 @@ impl World {
             apis,
             lists: Lists::new(own.given_up.clone()),
             memories: Mutex::default(),
+            freed: AtomicU64::default(),
             events: Events::new(client, pod_name),
             own,
             metrics,
@@ -223,6 +229,7 @@ impl World {
     fn went(&self, kind: &Kind) {
         if kind.name == "Service" {
             let mut memories = self.memories();
+            self.freed.fetch_add(1, Ordering::Relaxed);
             for (name, (memory, _)) in memories.iter_mut().filter(|(_, (memory, _))| !memory.refused().is_empty()) {
                 memory.retry();
                 self.work.add(name);
@@ -316,6 +323,7 @@ impl World {
     /// One reconcile, measured.
     async fn one(&self, name: &Name) -> Result<Next, ReconcileError> {
         let begun = Instant::now();
+        let freed = self.freed.load(Ordering::Relaxed);
         let (mut memory, mut book) = self.memories().remove(name).unwrap_or_default();
         let ended = self.reconcile(name, &mut memory, &mut book).await;
         match &ended {
@@ -325,7 +333,7 @@ impl World {
                 self.meter.forget(name);
                 self.metrics.forget(&name.namespace, &name.name);
             }
-            _ => drop(self.memories().insert(name.clone(), (memory, book))),
+            _ => self.remember(name, (memory, book), freed),
         }
         if let Err(failure) = &ended {
             self.failed(name, failure, Timestamp::now()).await;
@@ -346,6 +354,16 @@ impl World {
             Ok(_) => debug!(gateway = %name, took = ?begun.elapsed(), "reconciled"),
         }
         ended
+    }
+
+    /// `freed`: as it was counted before the reconcile.
+    fn remember(&self, name: &Name, (mut memory, book): (Memory, Book), freed: u64) {
+        let mut memories = self.memories();
+        if self.freed.load(Ordering::Relaxed) != freed && !memory.refused().is_empty() {
+            memory.retry();
+            self.work.add(name);
+        }
+        memories.insert(name.clone(), (memory, book));
     }
 
     async fn reconcile(&self, name: &Name, memory: &mut Memory, book: &mut Book) -> Result<Next, ReconcileError> {
