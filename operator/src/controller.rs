@@ -152,7 +152,7 @@ impl Own {
     }
 }
 
-/// Watches and reconciles until told to stop.
+/// Watches and reconciles until told to stop, or until a watch ends: what it would have told is not known any more.
 pub async fn run(inputs: Inputs, shutdown: Shutdown) {
     let (tell_apis, apis) = watch::channel(Apis::default());
     let mut tasks = JoinSet::new();
@@ -171,11 +171,13 @@ pub async fn run(inputs: Inputs, shutdown: Shutdown) {
         // the first answer about apis too, so that nothing is pruned for want of it
         () = async { drop((awaited.wait_for(|awaited| *awaited == 0).await.map(drop), known.changed().await)) } => {}
         () = shutdown.requested() => return,
+        why = watches::ended(&mut tasks) => return error!("{why}"),
     }
     health.is_ready("controller");
     info!(gateways = world.mirror.names(&GATEWAY).len(), after = ?begun.elapsed(), "everything is listed");
     let pulse = health.pulse("controller", DEAD_AFTER);
-    Loop { world, running: JoinSet::new(), names: HashMap::new() }.run(leadership, &shutdown, || pulse.beat()).await;
+    let running = JoinSet::new();
+    Loop { world, tasks, running, names: HashMap::new() }.run(leadership, &shutdown, || pulse.beat()).await;
 }
 
 /// What pods say is looked at, too.
@@ -241,6 +243,8 @@ impl World {
 /// The loop's own state.
 struct Loop {
     world: Arc<World>,
+    /// Those that watch: none ever ends.
+    tasks: JoinSet<()>,
     running: JoinSet<Ended>,
     names: HashMap<Id, Name>,
 }
@@ -267,6 +271,10 @@ impl Loop {
             tokio::select! {
                 biased;
                 () = shutdown.requested() => break,
+                why = watches::ended(&mut self.tasks) => {
+                    error!("{why}");
+                    break;
+                }
                 // what was decided without leading is to be written now
                 epoch = leadership.changed() => if epoch.is_some() { world.all() },
                 Some(ended) = self.running.join_next_with_id() => self.end(ended),

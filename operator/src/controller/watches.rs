@@ -17,7 +17,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{World, lists::Expected};
 use crate::{
@@ -38,9 +38,7 @@ enum Change<K> {
     Is(K),
     /// It is gone.
     Gone(K),
-    /// A list begins: from now on it is noted what it holds.
-    Lists,
-    /// It ended: what is not in it is gone.
+    /// A list ended: what is not in it is gone. What was written while it was made may be missed here, and is told of next.
     Listed(HashSet<Name>),
 }
 
@@ -61,6 +59,14 @@ pub(super) fn begin(world: &Arc<World>, tasks: &mut JoinSet<()>) {
     }
 }
 
+/// Ends when one of the tasks does, which none ever should: why it did.
+pub(super) async fn ended(tasks: &mut JoinSet<()>) -> String {
+    match tasks.join_next().await {
+        Some(Err(fault)) => format!("a watch ended by a fault of the program: {fault}"),
+        _ => "a watch ended".to_owned(),
+    }
+}
+
 /// Watches kinds that not every cluster has while it has them. Nothing waits for these.
 pub(super) async fn optional(world: Arc<World>) {
     let mut apis = world.apis.clone();
@@ -71,7 +77,8 @@ pub(super) async fn optional(world: Arc<World>) {
         for (kind, tasks) in &mut tasks {
             let wanted = if kind.name == "PodMonitor" { there.pod_monitor } else { there.cert_manager };
             if !wanted {
-                tasks.abort_all();
+                // not only aborted: what has ended is no longer among them, and the kind can be watched anew
+                tasks.shutdown().await;
                 world.mirror.names(kind).iter().for_each(|name| drop(world.mirror.remove(kind, name)));
             } else if tasks.is_empty() {
                 for namespace in scopes(&world.namespaces) {
@@ -81,8 +88,11 @@ pub(super) async fn optional(world: Arc<World>) {
                 }
             }
         }
-        if apis.changed().await.is_err() {
-            return;
+        let [(_, monitors), (_, certificates)] = &mut tasks;
+        tokio::select! {
+            changed = apis.changed() => if changed.is_err() { return },
+            why = ended(monitors), if !monitors.is_empty() => return error!("{why}"),
+            why = ended(certificates), if !certificates.is_empty() => return error!("{why}"),
         }
     }
 }
@@ -103,7 +113,6 @@ fn ours() -> Config {
 async fn watch_kind(world: &World, kind: &'static Kind, namespace: Option<String>, synced: Option<Expected>) {
     let config = if *kind == GATEWAY { Config::default().page_size(PAGE) } else { ours() };
     let api = kind.api(&world.writer.client, namespace.as_deref());
-    let mut known = HashSet::new();
     let mirror = &world.mirror;
     follow(world, kind.name, api, config, synced, |change| match change {
         Change::Is(object) => {
@@ -114,11 +123,9 @@ async fn watch_kind(world: &World, kind: &'static Kind, namespace: Option<String
             }
         }
         Change::Gone(object) => gone(world, kind, &Name::of(&object.metadata)),
-        Change::Lists => {
-            known = mirror.names(kind).into_iter().filter(|name| is_in(name, namespace.as_ref())).collect();
-        }
         Change::Listed(there) => {
-            known.drain().filter(|name| !there.contains(name)).for_each(|name| gone(world, kind, &name));
+            let known = mirror.names(kind).into_iter().filter(|name| is_in(name, namespace.as_ref()));
+            known.filter(|name| !there.contains(name)).for_each(|name| gone(world, kind, &name));
         }
     })
     .await;
@@ -150,7 +157,6 @@ impl World {
 
 async fn watch_pods(world: &World, namespace: Option<String>, synced: Expected) {
     let api: Api<Pod> = scoped(world, namespace.as_deref());
-    let mut known = HashSet::new();
     follow(world, "Pod", api, ours(), Some(synced), |change| match change {
         Change::Is(pod) => {
             let Some(fleet) = pods::fleet(&pod) else { return };
@@ -168,12 +174,9 @@ async fn watch_pods(world: &World, namespace: Option<String>, synced: Expected) 
                 world.work.add(&fleet);
             }
         }
-        Change::Lists => {
-            known =
-                world.mirror.pod_names().into_iter().filter(|(fleet, _)| is_in(fleet, namespace.as_ref())).collect();
-        }
         Change::Listed(there) => {
-            for (fleet, pod) in known.drain() {
+            let known = world.mirror.pod_names().into_iter();
+            for (fleet, pod) in known.filter(|(fleet, _)| is_in(fleet, namespace.as_ref())) {
                 if !there.contains(&Name::new(&fleet.namespace, &pod)) && world.mirror.remove_pod(&fleet, &pod) {
                     world.work.add(&fleet);
                 }
@@ -186,7 +189,6 @@ async fn watch_pods(world: &World, namespace: Option<String>, synced: Expected) 
 /// Those of others, which may aim at what is ours.
 async fn watch_autoscalers(world: &World, namespace: Option<String>, synced: Expected) {
     let api: Api<HorizontalPodAutoscaler> = scoped(world, namespace.as_deref());
-    let mut known = HashSet::new();
     // those of the operator's are watched as all that it makes
     let config = Config::default().page_size(PAGE).labels(&format!("{}!={}", names::MANAGED_BY, names::FIELD_MANAGER));
     let put = |autoscaler: &Name, aim| {
@@ -201,11 +203,11 @@ async fn watch_autoscalers(world: &World, namespace: Option<String>, synced: Exp
             put(&Name::of(&autoscaler.metadata), aim);
         }
         Change::Gone(autoscaler) => put(&Name::of(&autoscaler.metadata), None),
-        Change::Lists => {
-            known =
-                world.mirror.autoscaler_names().into_iter().filter(|name| is_in(name, namespace.as_ref())).collect();
+        Change::Listed(there) => {
+            let known = world.mirror.autoscaler_names().into_iter();
+            let known = known.filter(|name| is_in(name, namespace.as_ref()));
+            known.filter(|name| !there.contains(name)).for_each(|name| put(&name, None));
         }
-        Change::Listed(there) => known.drain().filter(|name| !there.contains(name)).for_each(|name| put(&name, None)),
     })
     .await;
 }
@@ -213,7 +215,6 @@ async fn watch_autoscalers(world: &World, namespace: Option<String>, synced: Exp
 /// By their metadata alone: the data of Secrets that nobody names is never asked for.
 async fn watch_secrets(world: &World, namespace: Option<String>, synced: Expected) {
     let api: Api<PartialObjectMeta<Secret>> = scoped(world, namespace.as_deref());
-    let mut known = HashSet::new();
     let config = Config::default().page_size(PAGE);
     let changed = |secret: &Name, version: Option<&str>| {
         world.secrets.changed(secret, version).iter().for_each(|gateway| world.work.add(gateway));
@@ -234,11 +235,11 @@ async fn watch_secrets(world: &World, namespace: Option<String>, synced: Expecte
             }
         }
         Change::Gone(secret) => is_gone(&Name::of(&secret.metadata)),
-        Change::Lists => {
-            known = world.secrets.present(namespace.as_deref()).into_iter().collect();
+        Change::Listed(there) => {
+            let mut known: HashSet<Name> = world.secrets.present(namespace.as_deref()).into_iter().collect();
             known.extend(world.mirror.names(&SECRET).into_iter().filter(|name| is_in(name, namespace.as_ref())));
+            known.iter().filter(|name| !there.contains(name)).for_each(is_gone);
         }
-        Change::Listed(there) => known.drain().filter(|name| !there.contains(name)).for_each(|name| is_gone(&name)),
     })
     .await;
 }
@@ -270,10 +271,7 @@ async fn follow<K>(
     let mut listed = HashSet::new();
     while let Some(event) = stream.next().await {
         match event {
-            Ok(watcher::Event::Init) => {
-                listed.clear();
-                take(Change::Lists);
-            }
+            Ok(watcher::Event::Init) => listed.clear(),
             Ok(watcher::Event::InitApply(object)) => {
                 listed.insert(Name::of(object.meta()));
                 take(Change::Is(object));
@@ -310,4 +308,21 @@ async fn follow<K>(
 /// Whether the operator has not the right to list.
 fn is_forbidden(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 403)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_watch_that_ends_is_told_with_its_reason() {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(std::future::pending());
+        tasks.spawn(async { panic!("no such namespace") });
+        let why = ended(&mut tasks).await;
+        assert!(why.contains("a fault of the program") && why.contains("no such namespace"), "{why}");
+        tasks.spawn(async {});
+        assert_eq!(ended(&mut tasks).await, "a watch ended");
+        assert_eq!(tasks.len(), 1, "the others go on");
+    }
 }

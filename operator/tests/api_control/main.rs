@@ -2,6 +2,7 @@
 //! nothing is written where nothing changes.
 
 mod bad_input;
+mod comes_back;
 mod half;
 mod hook;
 mod named;
