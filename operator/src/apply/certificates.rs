@@ -21,7 +21,8 @@ use crate::{
 };
 
 impl Writer {
-    /// Carries them out, one after another; whether any was. One that cannot be is remembered as not taken.
+    /// Carries them out, one after another; whether any was. One that cannot be is remembered as not taken, and not tried again
+    /// before its time or a change of what it is about.
     pub async fn certificates(
         &self,
         gateway: &ProtocolGateway,
@@ -31,10 +32,20 @@ impl Writer {
     ) -> Result<bool, ReconcileError> {
         let mut done = false;
         for step in steps {
-            let ended = self.certificate(gateway, step, now).await;
-            done |= memory.ended((Way::Apply, &format!("Secret {}", step.secret())), "", ended)?;
+            let (title, about) = (format!("Secret {}", step.secret()), self.about(gateway, step));
+            if !memory.is_refused(&title, &about) {
+                let ended = self.certificate(gateway, step, now).await;
+                done |= memory.ended((Way::Apply, &title), &about, ended)?;
+            }
         }
         Ok(done)
+    }
+
+    /// What a step is about: itself, and the versions of the Secret that it writes and of the CA.
+    fn about(&self, gateway: &ProtocolGateway, step: &tls::Step) -> String {
+        let name = Name::of(&gateway.metadata);
+        let version = |secret: &str| Some(self.mirror.versioned(&SECRET, &Name::new(&name.namespace, secret))?.1);
+        json!([step, version(step.secret()), version(&names::authority(&name.name))]).to_string()
     }
 
     async fn certificate(

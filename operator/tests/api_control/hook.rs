@@ -70,7 +70,7 @@ fn probe(kind: &Kind) -> Value {
     let pod = json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "a", "image": "a"}]}});
     match kind.name {
         "Deployment" => json!({"spec": {"selector": {"matchLabels": labels}, "template": pod}}),
-        "ConfigMap" => json!({"data": {}}),
+        "ConfigMap" | "Secret" => json!({"data": {}}),
         _ => json!({"spec": {"ports": [{"port": 1}]}}),
     }
 }

@@ -1,5 +1,7 @@
 //! Who writes late, over what somebody else wrote since, is refused; it looks again, and nothing is lost.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, ensure};
 use cluster::Story;
 use crds::{ProtocolGateway, ProtocolGatewayStatus};
@@ -21,7 +23,10 @@ use operator::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Operator, at_rest, condition, declare, find, same, spec, story, until};
+use crate::{
+    hook::Hook,
+    support::{Operator, at_rest, condition, declare, find, same, spec, story, until, writes},
+};
 
 fn writer(story: &Story, epoch: i64) -> Writer {
     Writer {
@@ -179,6 +184,36 @@ async fn a_ca_moves_on_although_somebody_else_wrote_its_successor() {
         secrets.patch(&name, &editor, &Patch::Merge(&theirs)).await?;
         let dropped = step(CaStep::DropPreviousAuthority { secret: name.clone() }).await?;
         same(&files(&dropped), &["ca.crt", "ca.key"].map(String::from).to_vec(), "after dropping")
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "level api: cargo xtask test api"]
+async fn a_certificate_that_is_not_taken_is_made_again_in_its_time_and_not_before() {
+    story("unminted", async |story: &Story| {
+        let operator = Operator::start(story);
+        let hook = Hook::before(story, "Secret").await?;
+        declare(story, "gw", spec(json!({}))).await?;
+        let message = condition(story, "gw", "Degraded", ("True", "ApiFailing")).await?;
+        ensure!(message.contains("Secret gw-ca was not taken"), "{message}");
+        let asked =
+            || Ok::<_, anyhow::Error>(writes(story)?.iter().filter(|write| *write == "patch secrets gw-ca").count());
+        let (before, reconciles, begun) = (asked()?, operator.reconciles(), Instant::now());
+        for touch in 0..15 {
+            let touch = json!({"metadata": {"annotations": {"touched": format!("{touch}")}}});
+            let gateways = GATEWAY.api(&story.client, Some(&story.namespace));
+            gateways.patch("gw", &PatchParams::default(), &Patch::Merge(&touch)).await?;
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        let (asked, reconciles) = (asked()? - before, operator.reconciles() - reconciles);
+        println!("{asked} times in {reconciles} reconciles, {:?}", begun.elapsed());
+        ensure!(reconciles >= 8, "{reconciles} reconciles");
+        // after one second, two, four
+        ensure!(asked <= 2 + begun.elapsed().as_secs() as usize / 2, "asked {asked} times");
+        hook.goes(story).await?;
+        condition(story, "gw", "Degraded", ("False", "AsDesired")).await?;
+        operator.stop().await
     })
     .await;
 }
