@@ -19,10 +19,10 @@ use crate::{
     programs,
 };
 
-/// Not the usual ports: a cluster of the user's own may listen on those at every address.
 /// What some clusters have beside what all have: there an owner is named only by who may delete what it is to own, and may touch
 /// the owner's finalizers if its deletion is to wait.
 const STRICT_PLUGINS: &str = "NodeRestriction,OwnerReferencesPermissionEnforcement";
+/// Not the usual ports: a cluster of the user's own may listen on those at every address.
 const ETCD_PORT: u16 = 21379;
 const ETCD_PEER_PORT: u16 = 21380;
 const APISERVER_PORT: u16 = 21443;
