@@ -2,23 +2,21 @@
 //!
 //! It takes connections with SASL (any mechanism, any secret) or without. It checks nothing.
 
-use std::{
-    collections::HashMap,
-    io::{self, Read, Write},
-    net::{TcpListener, TcpStream},
-};
+use std::{collections::HashMap, io::Write, net::TcpListener};
 
 use fe2o3_amqp_types::{
     definitions::{Handle, Role},
     performatives::{Attach, Close, Detach, End, Flow, Performative},
     sasl::{SaslCode, SaslMechanisms, SaslOutcome},
 };
+use rustls::server::UnbufferedServerConnection;
 use serde_amqp::primitives::{Array, Symbol};
 use slab::Slab;
 
 use super::{
     amqp::{self, Fields},
     poll::Poll,
+    wire::{Scratch, Wire},
 };
 
 const LISTENER: u64 = 0;
@@ -53,10 +51,14 @@ struct Session {
 }
 
 struct Connection {
-    socket: TcpStream,
+    wire: Wire<UnbufferedServerConnection>,
+    peer: Peer,
+}
+
+/// What stands above the socket.
+struct Peer {
     state: State,
     sessions: HashMap<u16, Session>,
-    partial: Vec<u8>,
     out: Vec<u8>,
 }
 
@@ -79,7 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut connections: Slab<Connection> = Slab::new();
     let mut accepted = 0_u64;
     let mut ready = Vec::new();
-    let mut scratch = vec![0; 256 << 10];
+    let mut scratch = Scratch::new();
     loop {
         poll.wait(&mut ready)?;
         for &token in &ready {
@@ -109,38 +111,26 @@ fn accept(listener: &TcpListener, poll: &Poll, connections: &mut Slab<Connection
         socket.set_nodelay(true)?;
         let entry = connections.vacant_entry();
         poll.add(&socket, FIRST + entry.key() as u64, true)?;
-        let (partial, out) = (Vec::new(), Vec::new());
-        entry.insert(Connection { socket, state: State::Header, sessions: HashMap::new(), partial, out });
+        let peer = Peer { state: State::Header, sessions: HashMap::new(), out: Vec::new() };
+        entry.insert(Connection { wire: Wire::new(socket, None), peer });
     }
     Ok(())
 }
 
 impl Connection {
-    fn ready(&mut self, scratch: &mut [u8], accepted: &mut u64) -> anyhow::Result<bool> {
-        loop {
-            let read = match self.socket.read(scratch) {
-                Ok(0) => return Ok(false),
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error.into()),
-            };
-            if self.partial.is_empty() {
-                let taken = self.take(&scratch[..read], accepted)?;
-                self.partial.extend_from_slice(&scratch[taken..read]);
-            } else {
-                let mut whole = std::mem::take(&mut self.partial);
-                whole.extend_from_slice(&scratch[..read]);
-                let taken = self.take(&whole, accepted)?;
-                self.partial.extend_from_slice(&whole[taken..]);
-            }
-            self.dispositions();
-            if read < scratch.len() {
-                break;
-            }
-        }
-        self.flush()
+    fn ready(&mut self, scratch: &mut Scratch, accepted: &mut u64) -> anyhow::Result<bool> {
+        let Self { wire, peer } = self;
+        let open = wire.read(scratch, |bytes| {
+            let taken = peer.take(bytes, accepted)?;
+            peer.dispositions();
+            Ok(taken)
+        })?;
+        wire.flush(&mut peer.out)?;
+        Ok(open)
     }
+}
 
+impl Peer {
     fn take(&mut self, bytes: &[u8], accepted: &mut u64) -> anyhow::Result<usize> {
         let mut taken = 0;
         loop {
@@ -248,18 +238,6 @@ impl Connection {
                 amqp::accept(&mut self.out, channel, first, last);
             }
         }
-    }
-
-    fn flush(&mut self) -> anyhow::Result<bool> {
-        while !self.out.is_empty() {
-            match self.socket.write(&self.out) {
-                Ok(written) if written == self.out.len() => self.out.clear(),
-                Ok(written) => drop(self.out.drain(..written)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(true)
     }
 }
 

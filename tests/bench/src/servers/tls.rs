@@ -1,11 +1,12 @@
-//! rustls without its own buffers: what a device keeps is the bytes of an incomplete record.
+//! rustls without its own buffers: what a connection keeps is the bytes of an incomplete record.
 
 use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
 use rustls::{
     ServerConfig,
-    server::UnbufferedServerConnection,
+    client::{ClientConnectionData, UnbufferedClientConnection},
+    server::{ServerConnectionData, UnbufferedServerConnection},
     unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
@@ -23,18 +24,81 @@ pub(super) fn config(certificate: &Path, key: &Path) -> anyhow::Result<Arc<Serve
     Ok(Arc::new(config))
 }
 
-/// Takes records from `incoming`: plaintext goes to `plain`, what TLS itself has to say to `out`.
-///
-/// Returns the bytes consumed and whether the peer still talks.
-pub(super) fn receive(
-    tls: &mut UnbufferedServerConnection,
+/// A connection of either side, as rustls has it.
+pub(super) trait Records {
+    type Data;
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+}
+
+impl Records for UnbufferedServerConnection {
+    type Data = ServerConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(incoming)
+    }
+}
+
+impl Records for UnbufferedClientConnection {
+    type Data = ClientConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(incoming)
+    }
+}
+
+/// TLS of one connection: bytes of the socket to plaintext, and the other way round.
+pub(super) struct Layer<C> {
+    pub(super) connection: C,
+    /// Ciphertext of an incomplete record.
+    record: Vec<u8>,
+}
+
+impl<C: Records> Layer<C> {
+    pub(super) fn new(connection: C) -> Self {
+        Self { connection, record: Vec::new() }
+    }
+
+    /// Takes bytes of the socket: plaintext goes to `plain`, what TLS itself has to say to `out`.
+    ///
+    /// Returns whether the peer still talks.
+    pub(super) fn receive(&mut self, bytes: &mut [u8], plain: &mut Vec<u8>, out: &mut Vec<u8>) -> anyhow::Result<bool> {
+        if self.record.is_empty() {
+            let (consumed, open) = receive(&mut self.connection, bytes, plain, out)?;
+            self.record.extend_from_slice(&bytes[consumed..]);
+            return Ok(open);
+        }
+        let mut record = std::mem::take(&mut self.record);
+        record.extend_from_slice(bytes);
+        let (consumed, open) = receive(&mut self.connection, &mut record, plain, out)?;
+        if consumed < record.len() {
+            self.record = record.split_off(consumed);
+        }
+        Ok(open)
+    }
+
+    /// Encrypts `plain` to the end of `out`.
+    pub(super) fn send(&mut self, plain: &[u8], out: &mut Vec<u8>) -> anyhow::Result<()> {
+        match self.connection.process(&mut []).state? {
+            ConnectionState::WriteTraffic(mut traffic) => grow(out, |room| match traffic.encrypt(plain, room) {
+                Ok(written) => Ok(Ok(written)),
+                Err(EncryptError::InsufficientSize(size)) => Ok(Err(size.required_size)),
+                Err(error) => bail!("{error}"),
+            }),
+            other => bail!("cannot write in the state {other:?}"),
+        }
+    }
+}
+
+/// Takes whole records of `incoming`; returns the bytes consumed and whether the peer still talks.
+fn receive(
+    connection: &mut impl Records,
     incoming: &mut [u8],
     plain: &mut Vec<u8>,
     out: &mut Vec<u8>,
 ) -> anyhow::Result<(usize, bool)> {
     let mut consumed = 0;
     loop {
-        let UnbufferedStatus { mut discard, state } = tls.process_tls_records(&mut incoming[consumed..]);
+        let UnbufferedStatus { mut discard, state } = connection.process(&mut incoming[consumed..]);
         let mut again = true;
         let mut open = true;
         match state? {
@@ -63,18 +127,6 @@ pub(super) fn receive(
         if !again {
             return Ok((consumed, open));
         }
-    }
-}
-
-/// Encrypts `plain` to the end of `out`.
-pub(super) fn send(tls: &mut UnbufferedServerConnection, plain: &[u8], out: &mut Vec<u8>) -> anyhow::Result<()> {
-    match tls.process_tls_records(&mut []).state? {
-        ConnectionState::WriteTraffic(mut traffic) => grow(out, |room| match traffic.encrypt(plain, room) {
-            Ok(written) => Ok(Ok(written)),
-            Err(EncryptError::InsufficientSize(size)) => Ok(Err(size.required_size)),
-            Err(error) => bail!("{error}"),
-        }),
-        other => bail!("cannot write in the state {other:?}"),
     }
 }
 
