@@ -67,6 +67,8 @@ pub(crate) struct Discarded {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Outcome {
     pub(crate) workload: String,
+    /// How devices and the sink are reached.
+    pub(crate) transports: String,
     #[serde(skip)]
     pub(crate) key: Workload,
     /// The gateway first, then what it is compared with first of all.
@@ -88,6 +90,7 @@ impl Outcome {
     pub(crate) fn new(workload: Workload) -> Self {
         Self {
             workload: workload.to_string(),
+            transports: workload.transports(),
             key: workload,
             servers: Vec::new(),
             discarded: Vec::new(),

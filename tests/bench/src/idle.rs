@@ -35,7 +35,7 @@ pub(crate) fn measure(
 }
 
 fn one(place: &Place, workload: Workload, kind: world::Kind) -> anyhow::Result<Sample> {
-    let server = place.start(kind, workload.tls)?;
+    let server = place.start(kind, workload)?;
     let one = load::command(place, workload, 1, &server, 1, 1.0).output()?;
     ensure!(one.status.success(), "one connection: {}", String::from_utf8_lossy(&one.stderr));
     thread::sleep(Duration::from_secs(1));

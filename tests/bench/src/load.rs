@@ -11,14 +11,16 @@ use serde::Deserialize;
 use crate::{
     figures::{Latency, Sample},
     measure::Cpu,
+    secrets::GROUP_KEY,
     workload::{Kind, Workload},
-    world::{self, GROUP_KEY, Place, Server},
+    world::{self, Place, Server},
 };
 
 /// How long everything takes, and what is let pass.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pace {
-    pub(crate) rounds: usize,
+    /// Rounds of every workload; `None`: as many as each wants.
+    pub(crate) rounds: Option<usize>,
     pub(crate) warm_up_s: u32,
     pub(crate) seconds: u32,
     /// A round in which the load made a larger share of its sends late is repeated.
@@ -30,9 +32,14 @@ impl Pace {
     pub(crate) fn expected_s(self, workload: Workload, servers: usize) -> f64 {
         let each = match workload.kind {
             Kind::Idle(devices) => 19.0 + devices as f64 / 900.0,
-            _ => self.round_s() * self.rounds as f64,
+            _ => self.round_s() * self.rounds_of(workload) as f64,
         };
         each * servers as f64
+    }
+
+    /// Good rounds wanted of `workload`.
+    pub(crate) fn rounds_of(self, workload: Workload) -> usize {
+        self.rounds.unwrap_or(workload.rounds)
     }
 
     /// Seconds of one server in one round.
@@ -135,7 +142,7 @@ pub(crate) fn command(
     command.args(["--devices", &devices.to_string(), "--for", &seconds.to_string()]);
     command.args(["--warm-up", &warm_up_s.to_string(), "--keep-alive", "60"]);
     if workload.tls {
-        command.arg("--ca").arg(place.tls().join("ca.pem"));
+        command.arg("--ca").arg(place.authority());
     }
     match workload.kind {
         Kind::Window(window) => command.args(["--closed", "--window", &window.to_string()]),

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::{
     figures::{Outcome, Sample, Servers},
     measure::median,
-    workload::Goals,
+    workload::{Goals, Kind, ROUNDS},
 };
 
 /// One figure of a sample, if it was measured.
@@ -34,11 +34,16 @@ fn text(outcome: &Outcome) -> String {
 
 /// What is counted, and how good the rounds were.
 fn heading(outcome: &Outcome) -> String {
-    let mut out = format!("{} · CPU per {}", outcome.workload, outcome.key.unit());
+    let mut out = format!("{} · {} · CPU per {}", outcome.workload, outcome.transports, outcome.key.unit());
     let rounds = outcome.servers.first().map_or(0, |server| server.samples.len());
     let discarded = outcome.discarded.len();
+    let fewer = match outcome.key.kind {
+        Kind::Idle(_) => String::new(),
+        _ if (1..ROUNDS).contains(&rounds) => format!(" of the {ROUNDS} that the rules ask for"),
+        _ => String::new(),
+    };
     let rounds = if rounds == 1 { "1 round".to_owned() } else { format!("{rounds} rounds") };
-    let _ = write!(out, " · {rounds}, {discarded} discarded");
+    let _ = write!(out, " · {rounds}{fewer}, {discarded} discarded");
     if let (Some(after_us), true) = (outcome.late_after_us, outcome.key.is_paced()) {
         let samples = outcome.servers.iter().flat_map(|server| &server.samples);
         let share = samples.map(|sample| sample.late_share).fold(0.0, f64::max) * 100.0;
@@ -150,6 +155,11 @@ mod tests {
         let text = text(&l1k(gateway, floor));
         assert!(text.contains("gateway ÷ floor: CPU 1.50 (1.00–2.00), goal ≤ 1.25: MISSED"), "{text}");
         assert!(text.contains("p50 1.11 (1.11–1.11), goal ≤ 1.25: met"), "{text}");
+        assert!(
+            text.contains("L1k-tls · devices by TLS 1.3, AMQP by plain TCP · CPU per acknowledged message"),
+            "{text}"
+        );
+        assert!(text.contains("3 rounds of the 5 that the rules ask for, 0 discarded"), "{text}");
         assert!(text.contains("late at most 0.30 % (a send that begins 1.0 ms after it was due)"), "{text}");
     }
 

@@ -2,11 +2,20 @@
 
 use std::fmt;
 
-/// One workload: what the devices do, and by which transport.
+/// Rounds of a measurement by the rules of the performance notes.
+pub(crate) const ROUNDS: usize = 5;
+/// Rounds of a variant in the run of everything, which has to end in half an hour.
+const ROUNDS_OF_VARIANT: usize = 3;
+
+/// One workload: what the devices do, and by which transports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Workload {
     pub(crate) kind: Kind,
     pub(crate) tls: bool,
+    /// The AMQP side: to a sink that speaks TLS.
+    pub(crate) upstream_tls: bool,
+    /// Rounds that are wanted, if nobody says otherwise.
+    pub(crate) rounds: usize,
 }
 
 /// What the devices do.
@@ -36,10 +45,22 @@ impl Workload {
     pub(crate) fn all() -> Vec<Self> {
         let kinds =
             [Kind::Window(1), Kind::Window(8), Kind::Load(1000), Kind::Idle(1_000), Kind::Idle(10_000), Kind::Connect];
-        kinds.into_iter().flat_map(|kind| [Self { kind, tls: false }, Self { kind, tls: true }]).collect()
+        kinds.into_iter().flat_map(Self::of).collect()
     }
 
-    /// Those whose key is one of `names` (with or without `-tls`); an unknown name is an error that lists the known.
+    /// What devices do, by every transport: the plain ways first, then the variants.
+    fn of(kind: Kind) -> Vec<Self> {
+        let plain = Self { kind, tls: false, upstream_tls: false, rounds: ROUNDS };
+        let mut all = vec![plain, Self { tls: true, ..plain }];
+        if matches!(kind, Kind::Window(_) | Kind::Load(_)) {
+            let variant = Self { upstream_tls: true, rounds: ROUNDS_OF_VARIANT, ..plain };
+            all.extend([variant, Self { tls: true, ..variant }]);
+        }
+        all
+    }
+
+    /// Those whose key is one of `names`, whole or without its transports; an unknown name is an error that lists the
+    /// known. Who is named gets all the rounds of the rules.
     pub(crate) fn named(names: &[String]) -> anyhow::Result<Vec<Self>> {
         let all = Self::all();
         if names.is_empty() {
@@ -47,19 +68,26 @@ impl Workload {
         }
         let mut chosen = Vec::new();
         for name in names {
-            let found: Vec<_> = all
-                .iter()
-                .filter(|each| {
-                    each.to_string().eq_ignore_ascii_case(name) || each.kind.to_string().eq_ignore_ascii_case(name)
-                })
-                .collect();
-            if found.is_empty() {
+            let found = all.iter().filter(|each| {
+                each.to_string().eq_ignore_ascii_case(name) || each.kind.to_string().eq_ignore_ascii_case(name)
+            });
+            let before = chosen.len();
+            chosen.extend(found.map(|&each| Self { rounds: ROUNDS, ..each }));
+            if chosen.len() == before {
                 let known = all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
                 anyhow::bail!("no workload is named {name}; there are: {known}");
             }
-            chosen.extend(found);
         }
         Ok(chosen)
+    }
+
+    /// The transports in words.
+    pub(crate) fn transports(self) -> String {
+        let devices = if self.tls { "TLS 1.3" } else { "plain TCP" };
+        match self.kind {
+            Kind::Idle(_) | Kind::Connect => format!("devices by {devices}"),
+            _ => format!("devices by {devices}, AMQP by {}", if self.upstream_tls { "TLS 1.3" } else { "plain TCP" }),
+        }
     }
 
     /// What its CPU time is divided by.
@@ -102,7 +130,8 @@ impl Workload {
 
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.kind, if self.tls { "-tls" } else { "" })
+        let (device, upstream) = (if self.tls { "-tls" } else { "" }, if self.upstream_tls { "-amqps" } else { "" });
+        write!(f, "{}{device}{upstream}", self.kind)
     }
 }
 
@@ -122,13 +151,33 @@ impl fmt::Display for Kind {
 mod tests {
     use super::*;
 
+    fn check(name: &str, keys: &[&str]) {
+        let found = Workload::named(&[name.to_owned()]).unwrap();
+        assert_eq!(found.iter().map(ToString::to_string).collect::<Vec<_>>(), keys, "{name}");
+        assert!(found.iter().all(|each| each.rounds == ROUNDS), "{name}");
+    }
+
     #[test]
-    fn a_key_names_both_transports_or_one() {
-        let named = |name: &str| {
-            Workload::named(&[name.to_owned()]).unwrap().iter().map(ToString::to_string).collect::<Vec<_>>()
-        };
-        assert_eq!(named("w8"), ["W8", "W8-tls"]);
-        assert_eq!(named("L1k-tls"), ["L1k-tls"]);
+    fn a_key_names_all_transports_or_one() {
+        check("w8", &["W8", "W8-tls", "W8-amqps", "W8-tls-amqps"]);
+        check("L1k-tls", &["L1k-tls"]);
+        check("l1k-amqps", &["L1k-amqps"]);
+        check("IDLE-1000", &["IDLE-1000", "IDLE-1000-tls"]);
+    }
+
+    #[test]
+    fn every_workload_has_a_key_of_its_own() {
+        let mut keys = Workload::all().iter().map(ToString::to_string).collect::<Vec<_>>();
+        let count = keys.len();
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), count, "{keys:?}");
+    }
+
+    #[test]
+    fn the_run_of_everything_measures_variants_in_fewer_rounds() {
+        let rounds = |key: &str| Workload::all().iter().find(|each| each.to_string() == key).unwrap().rounds;
+        assert_eq!((rounds("W1-tls"), rounds("W1-tls-amqps")), (5, 3));
     }
 
     #[test]

@@ -2,7 +2,11 @@
 //!
 //! It leaves out authentication, checks, timers, credit, loss: what it costs is what nobody can avoid.
 
-use std::{collections::VecDeque, net::TcpStream, path::PathBuf};
+use std::{
+    collections::VecDeque,
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use fe2o3_amqp_types::{
@@ -31,16 +35,15 @@ pub(crate) struct Arguments {
     listen: String,
     /// address:port of the sink
     #[arg(long)]
-    upstream: String,
+    upstream: SocketAddr,
     /// Attach a link for each device instead of one for all
     #[arg(long)]
     link_per_device: bool,
-    /// PEM chain: speak TLS to devices
-    #[arg(long, requires = "key")]
-    certificate: Option<PathBuf>,
-    /// PEM key
+    /// PEM file to trust: speak TLS to the sink
     #[arg(long)]
-    key: Option<PathBuf>,
+    upstream_ca: Option<PathBuf>,
+    #[command(flatten)]
+    tls: tls::Serving,
 }
 
 struct Upstream {
@@ -81,16 +84,12 @@ impl Behind for Upstream {
 
 /// Serves until it is ended.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let config = match (&arguments.certificate, &arguments.key) {
-        (Some(certificate), Some(key)) => Some(tls::config(certificate, key)?),
-        _ => None,
-    };
     let mut poll = Poll::new()?;
     let mut scratch = Scratch::new();
     let mut upstream = Upstream::new(arguments.link_per_device);
-    let mut wire = open(&arguments.upstream, &mut scratch)?;
+    let mut wire = open(arguments.upstream, arguments.upstream_ca.as_deref(), &mut scratch)?;
     poll.add(wire.socket(), UPSTREAM, true)?;
-    let mut devices = Devices::listen(&arguments.listen, config, &poll)?;
+    let mut devices = Devices::listen(&arguments.listen, arguments.tls.config()?, &poll)?;
     let mut ready = Vec::new();
     loop {
         poll.wait(&mut ready)?;
@@ -107,11 +106,16 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
 }
 
-/// Header, OPEN, BEGIN, ATTACH; waits for the answers.
-fn open(address: &str, scratch: &mut Scratch) -> anyhow::Result<Wire<UnbufferedClientConnection>> {
+/// TLS if there is a CA for it, header, OPEN, BEGIN, ATTACH; waits for the answers.
+fn open(
+    address: SocketAddr,
+    ca: Option<&Path>,
+    scratch: &mut Scratch,
+) -> anyhow::Result<Wire<UnbufferedClientConnection>> {
     let socket = TcpStream::connect(address).with_context(|| format!("no sink at {address}"))?;
     socket.set_nodelay(true)?;
-    let mut wire = Wire::new(socket, None);
+    let mut wire = Wire::new(socket, ca.map(|ca| tls::client(ca, address)).transpose()?);
+    wire.shake_hands(scratch)?;
     let mut out = amqp::AMQP_HEADER.to_vec();
     amqp::frame(&mut out, 0, 0, &amqp::open("floor", 1 << 20, 0))?;
     amqp::frame(&mut out, 0, 0, &amqp::begin(None))?;

@@ -2,20 +2,21 @@
 //!
 //! It takes connections with SASL (any mechanism, any secret) or without. It checks nothing.
 
-use std::{collections::HashMap, io::Write, net::TcpListener};
+use std::{collections::HashMap, io::Write, net::TcpListener, sync::Arc};
 
 use fe2o3_amqp_types::{
     definitions::{Handle, Role},
     performatives::{Attach, Close, Detach, End, Flow, Performative},
     sasl::{SaslCode, SaslMechanisms, SaslOutcome},
 };
-use rustls::server::UnbufferedServerConnection;
+use rustls::{ServerConfig, server::UnbufferedServerConnection};
 use serde_amqp::primitives::{Array, Symbol};
 use slab::Slab;
 
 use super::{
     amqp::{self, Fields},
     poll::Poll,
+    tls,
     wire::{Scratch, Wire},
 };
 
@@ -34,6 +35,8 @@ pub(crate) struct Arguments {
     /// address:port that answers each connection with the number of messages accepted so far
     #[arg(long)]
     control: String,
+    #[command(flatten)]
+    tls: tls::Serving,
 }
 
 #[derive(Default)]
@@ -72,6 +75,7 @@ enum State {
 /// Serves until it is ended.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut poll = Poll::new()?;
+    let config = arguments.tls.config()?;
     let listener = TcpListener::bind(&arguments.listen)?;
     let control = TcpListener::bind(&arguments.control)?;
     for (listener, token) in [(&listener, LISTENER), (&control, CONTROL)] {
@@ -86,7 +90,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         poll.wait(&mut ready)?;
         for &token in &ready {
             match token {
-                LISTENER => accept(&listener, &poll, &mut connections)?,
+                LISTENER => accept(&listener, config.as_ref(), &poll, &mut connections)?,
                 CONTROL => {
                     while let Ok((mut socket, _)) = control.accept() {
                         // whoever asks may have gone
@@ -105,14 +109,20 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
 }
 
-fn accept(listener: &TcpListener, poll: &Poll, connections: &mut Slab<Connection>) -> anyhow::Result<()> {
+fn accept(
+    listener: &TcpListener,
+    config: Option<&Arc<ServerConfig>>,
+    poll: &Poll,
+    connections: &mut Slab<Connection>,
+) -> anyhow::Result<()> {
     while let Ok((socket, _)) = listener.accept() {
         socket.set_nonblocking(true)?;
         socket.set_nodelay(true)?;
         let entry = connections.vacant_entry();
         poll.add(&socket, FIRST + entry.key() as u64, true)?;
         let peer = Peer { state: State::Header, sessions: HashMap::new(), out: Vec::new() };
-        entry.insert(Connection { wire: Wire::new(socket, None), peer });
+        let tls = config.map(|config| UnbufferedServerConnection::new(Arc::clone(config))).transpose()?;
+        entry.insert(Connection { wire: Wire::new(socket, tls), peer });
     }
     Ok(())
 }

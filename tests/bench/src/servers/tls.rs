@@ -1,27 +1,73 @@
 //! rustls without its own buffers: what a connection keeps is the bytes of an incomplete record.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, bail};
 use rustls::{
-    ServerConfig,
+    ClientConfig, RootCertStore, ServerConfig,
     client::{ClientConnectionData, UnbufferedClientConnection},
+    crypto::CryptoProvider,
     server::{ServerConnectionData, UnbufferedServerConnection},
     unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-/// Server configuration from a PEM chain and key.
-pub(super) fn config(certificate: &Path, key: &Path) -> anyhow::Result<Arc<ServerConfig>> {
-    let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    let chain = CertificateDer::pem_slice_iter(&read(certificate)?).collect::<Result<Vec<_>, _>>()?;
-    let key = PrivateKeyDer::from_pem_slice(&read(key)?)?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
+/// What is shown to those who connect.
+#[derive(clap::Args)]
+pub(crate) struct Serving {
+    /// PEM chain: speak TLS
+    #[arg(long, requires = "key")]
+    certificate: Option<PathBuf>,
+    /// PEM key
+    #[arg(long)]
+    key: Option<PathBuf>,
+}
+
+impl Serving {
+    /// How TLS is spoken; `None` is not at all.
+    pub(super) fn config(&self) -> anyhow::Result<Option<Arc<ServerConfig>>> {
+        let (Some(certificate), Some(key)) = (&self.certificate, &self.key) else { return Ok(None) };
+        let key = PrivateKeyDer::from_pem_slice(&read(key)?)?;
+        let config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(certificates(certificate)?, key)?;
+        Ok(Some(Arc::new(config)))
+    }
+}
+
+/// A connection to the server at `address`, which shows a certificate of the authority in the file `ca`.
+pub(super) fn client(ca: &Path, address: SocketAddr) -> anyhow::Result<UnbufferedClientConnection> {
+    let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
-    Ok(Arc::new(config))
+        .with_root_certificates(roots(ca)?)
+        .with_no_client_auth();
+    Ok(UnbufferedClientConnection::new(Arc::new(config), address.ip().into())?)
+}
+
+fn roots(ca: &Path) -> anyhow::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(ca)? {
+        roots.add(certificate)?;
+    }
+    Ok(roots)
+}
+
+fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let read = CertificateDer::pem_slice_iter(&read(path)?).collect::<Result<Vec<_>, _>>();
+    read.with_context(|| format!("{} is not PEM", path.display()))
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
 /// A connection of either side, as rustls has it.
@@ -79,11 +125,13 @@ impl<C: Records> Layer<C> {
     /// Encrypts `plain` to the end of `out`.
     pub(super) fn send(&mut self, plain: &[u8], out: &mut Vec<u8>) -> anyhow::Result<()> {
         match self.connection.process(&mut []).state? {
-            ConnectionState::WriteTraffic(mut traffic) => grow(out, |room| match traffic.encrypt(plain, room) {
-                Ok(written) => Ok(Ok(written)),
-                Err(EncryptError::InsufficientSize(size)) => Ok(Err(size.required_size)),
-                Err(error) => bail!("{error}"),
-            }),
+            ConnectionState::WriteTraffic(mut traffic) => {
+                grow(out, plain.len(), |room| match traffic.encrypt(plain, room) {
+                    Ok(written) => Ok(Ok(written)),
+                    Err(EncryptError::InsufficientSize(size)) => Ok(Err(size.required_size)),
+                    Err(error) => bail!("{error}"),
+                })
+            }
             other => bail!("cannot write in the state {other:?}"),
         }
     }
@@ -110,7 +158,7 @@ fn receive(
                 }
             }
             ConnectionState::EncodeTlsData(mut data) => {
-                grow(out, |room| match data.encode(room) {
+                grow(out, 0, |room| match data.encode(room) {
                     Ok(written) => Ok(Ok(written)),
                     Err(EncodeError::InsufficientSize(size)) => Ok(Err(size.required_size)),
                     Err(error) => bail!("{error}"),
@@ -130,13 +178,14 @@ fn receive(
     }
 }
 
-/// Calls `write` with room at the end of `out`, more of it if it asks.
+/// Calls `write` with room at the end of `out`, for `bytes` and what a record adds; more of it if it asks.
 fn grow(
     out: &mut Vec<u8>,
+    bytes: usize,
     mut write: impl FnMut(&mut [u8]) -> anyhow::Result<Result<usize, usize>>,
 ) -> anyhow::Result<()> {
     let start = out.len();
-    let mut room = 256;
+    let mut room = (bytes + 64).max(256);
     loop {
         out.resize(start + room, 0);
         match write(&mut out[start..])? {
@@ -146,5 +195,51 @@ fn grow(
             }
             Err(required) => room = required,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::Place;
+
+    /// Both talk until neither has more to say; returns what the server and the client got.
+    fn converse(
+        (server, to_server): (&mut Layer<UnbufferedServerConnection>, &mut Vec<u8>),
+        (client, to_client): (&mut Layer<UnbufferedClientConnection>, &mut Vec<u8>),
+        step: usize,
+    ) -> [Vec<u8>; 2] {
+        let [mut at_server, mut at_client] = [Vec::new(), Vec::new()];
+        while !to_server.is_empty() || !to_client.is_empty() {
+            for piece in std::mem::take(to_server).chunks_mut(step) {
+                assert!(server.receive(piece, &mut at_server, to_client).unwrap());
+            }
+            for piece in std::mem::take(to_client).chunks_mut(step) {
+                assert!(client.receive(piece, &mut at_client, to_server).unwrap());
+            }
+        }
+        [at_server, at_client]
+    }
+
+    #[test]
+    fn bytes_pass_both_ways_in_any_split() {
+        let place = Place::for_test("tls");
+        let [certificate, key] = place.pair();
+        let serving = Serving { certificate: Some(certificate), key: Some(key) };
+        let config = serving.config().unwrap().unwrap();
+        let long: Vec<u8> = (0..40_000_u32).map(|n| n as u8).collect();
+        for step in [1, 7, 1000, usize::MAX] {
+            let mut server = Layer::new(UnbufferedServerConnection::new(Arc::clone(&config)).unwrap());
+            let mut client = Layer::new(super::client(&place.authority(), "127.0.0.1:1".parse().unwrap()).unwrap());
+            let [mut to_server, mut to_client] = [Vec::new(), Vec::new()];
+            client.receive(&mut [], &mut Vec::new(), &mut to_server).unwrap();
+            converse((&mut server, &mut to_server), (&mut client, &mut to_client), step);
+            assert!(!server.connection.is_handshaking() && !client.connection.is_handshaking());
+            client.send(&long, &mut to_server).unwrap();
+            server.send(&long, &mut to_client).unwrap();
+            let got = converse((&mut server, &mut to_server), (&mut client, &mut to_client), step);
+            assert!(got.iter().all(|got| *got == long), "in pieces of {step}");
+        }
+        std::fs::remove_dir_all(&place.directory).unwrap();
     }
 }

@@ -5,6 +5,9 @@ use std::{
     net::TcpStream,
 };
 
+use anyhow::ensure;
+use rustls::client::UnbufferedClientConnection;
+
 use super::tls::{Layer, Records};
 
 /// A connection, with TLS `C` or without.
@@ -85,6 +88,22 @@ impl<C: Records> Wire<C> {
             out.clear();
         }
         write(&mut self.socket, &mut self.records)
+    }
+}
+
+impl Wire<UnbufferedClientConnection> {
+    /// Begins TLS, if it is to be spoken, on a socket that blocks.
+    pub(super) fn shake_hands(&mut self, scratch: &mut Scratch) -> anyhow::Result<()> {
+        let Some(tls) = &mut self.tls else { return Ok(()) };
+        tls.receive(&mut [], &mut scratch.plain, &mut self.records)?;
+        write(&mut self.socket, &mut self.records)?;
+        while tls.connection.is_handshaking() {
+            let read = self.socket.read(&mut scratch.bytes)?;
+            ensure!(read > 0, "the server closed during the TLS handshake");
+            tls.receive(&mut scratch.bytes[..read], &mut scratch.plain, &mut self.records)?;
+            write(&mut self.socket, &mut self.records)?;
+        }
+        Ok(())
     }
 }
 
