@@ -15,6 +15,9 @@ pub(crate) struct Sample {
     /// From due to PUBACK, where messages are sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) latency: Option<Latency>,
+    /// In CONNECT by TLS: how many of its sessions were resumed ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) resumed_share: Option<f64>,
     /// In IDLE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) memory: Option<Memory>,

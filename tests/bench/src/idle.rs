@@ -67,5 +67,5 @@ fn one(place: &Place, workload: Workload, kind: world::Kind) -> anyhow::Result<S
     .with_context(|| format!("{devices} devices"))?;
     ensure!(memory.is_some(), "the load told of fewer than {SETTLED} seconds");
     let count = seconds - 1;
-    Ok(Sample { cpu: last.since(first).per(count), count, latency: None, memory, late_share: 0.0 })
+    Ok(Sample { cpu: last.since(first).per(count), count, latency: None, resumed_share: None, memory, late_share: 0.0 })
 }

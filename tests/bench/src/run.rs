@@ -17,12 +17,12 @@ use crate::{
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Workloads: W1 W8 L1k IDLE-1000 IDLE-10000 CONNECT, by all their transports, or one row: W1 W1-tls (devices by
-    /// TLS) W1-amqps (AMQP by TLS) W1-tls-amqps … ; all without one
+    /// TLS) W1-amqps (AMQP by TLS) W1-tls-amqps … CONNECT-tls-certificate CONNECT-tls-resumed; all without one
     names: Vec<String>,
     /// Three rounds of three seconds, late ones kept: to see that it runs, not to compare
     #[arg(long)]
     quick: bool,
-    /// Rounds of every workload; without it five, and three of the variants (AMQP by TLS) unless they are named
+    /// Rounds of every workload; without it five, and three of the variants (-amqps, -certificate, -resumed) unless they are named
     #[arg(long)]
     rounds: Option<usize>,
     /// Seconds a server and round, after three of warm-up

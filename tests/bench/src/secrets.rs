@@ -2,16 +2,16 @@
 
 use std::{fs, path::PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
-use crate::world::Place;
+use crate::{workload::CONNECTS_AT_A_TIME, world::Place};
 
 /// Key of the enrolment group that every device of the bench belongs to: 64 bytes, base64. It protects nothing.
 pub(crate) const GROUP_KEY: &str =
     "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4vMDEyMzQ1Njc4OTo7PD0+Pw==";
 
 impl Place {
-    /// The authority, one leaf for all servers, the group's key.
+    /// The authority, one leaf for all servers, the group's key, certificates of devices.
     pub(crate) fn make_secrets(&self) -> anyhow::Result<()> {
         for secret in ["ca", "tls", "group"] {
             fs::create_dir_all(self.secrets().join(secret))?;
@@ -27,6 +27,19 @@ impl Place {
         fs::write(certificate, leaf.pem())?;
         fs::write(key, leaf_key.serialize_pem())?;
         fs::write(self.secrets().join("group/primary"), GROUP_KEY)?;
+        self.make_identities(&issuer)
+    }
+
+    /// A certificate for each device of CONNECT, by the authority of the servers' own.
+    fn make_identities(&self, issuer: &CertifiedIssuer<'_, KeyPair>) -> anyhow::Result<()> {
+        fs::create_dir_all(self.identities())?;
+        for n in 0..CONNECTS_AT_A_TIME {
+            let (id, key) = (format!("device-{n}"), KeyPair::generate()?);
+            let mut device = CertificateParams::new(Vec::new())?;
+            device.distinguished_name.push(DnType::CommonName, &id);
+            fs::write(self.identities().join(format!("{id}.crt")), device.signed_by(&key, issuer)?.pem())?;
+            fs::write(self.identities().join(format!("{id}.key")), key.serialize_pem())?;
+        }
         Ok(())
     }
 
@@ -42,6 +55,11 @@ impl Place {
     /// What the gateway gets as its secrets.
     pub(crate) fn secrets(&self) -> PathBuf {
         self.directory.join("secrets")
+    }
+
+    /// Certificates and keys of devices, by their ids.
+    pub(crate) fn identities(&self) -> PathBuf {
+        self.directory.join("identities")
     }
 
     /// The authority's certificate.

@@ -26,6 +26,7 @@ fn text(outcome: &Outcome) -> String {
     let mut lines = vec![heading(outcome), titles];
     lines.extend(measured.map(row));
     lines.extend(memory(outcome, goals));
+    lines.extend(resumed(outcome));
     lines.extend(ratios(outcome, goals));
     lines.extend(outcome.peers.iter().chain(&outcome.missing).cloned());
     lines.extend(outcome.problems.iter().map(|problem| format!("FAILED: {problem}")));
@@ -92,6 +93,19 @@ fn memory(outcome: &Outcome, goals: Goals) -> Vec<String> {
     measured.map(line).collect()
 }
 
+/// How many of the TLS sessions were resumed ones, by server, where connections are what is measured.
+fn resumed(outcome: &Outcome) -> Option<String> {
+    let shares = outcome.servers.iter().filter_map(|server| {
+        let shares = server.samples.iter().map(|sample| sample.resumed_share).collect::<Option<Vec<_>>>()?;
+        let (middle, low, high) = median(&shares);
+        let percent = |share: f64| share * 100.0;
+        let all = format!("{:.1} % ({:.1}–{:.1})", percent(middle), percent(low), percent(high));
+        (!shares.is_empty()).then(|| format!("{} {all}", server.name))
+    });
+    let shares = shares.collect::<Vec<_>>().join(" · ");
+    (!shares.is_empty()).then(|| format!("TLS sessions resumed: {shares}"))
+}
+
 /// The gateway's figures over those of each other server; the goals are against the first of them.
 fn ratios(outcome: &Outcome, goals: Goals) -> Vec<String> {
     let [gateway, others @ ..] = outcome.servers.as_slice() else { return Vec::new() };
@@ -137,6 +151,7 @@ mod tests {
             cpu: Cpu { user_us: cpu_us / 4.0, system_us: cpu_us * 0.75 },
             count: 1000,
             latency: Some(Latency { p50_us, p99_us: 3.0 * p50_us, p999_us: 0.0, max_us: 0.0 }),
+            resumed_share: None,
             memory: None,
             late_share: 0.003,
         }
@@ -170,5 +185,15 @@ mod tests {
         let text = text(&outcome);
         assert!(text.contains("FAILED: LOSS: 2 messages"), "{text}");
         assert!(!text.contains('÷'), "{text}");
+    }
+
+    #[test]
+    fn how_many_sessions_were_resumed_is_told_of_each_server() {
+        let of =
+            |shares: [f64; 3]| shares.map(|share| Sample { resumed_share: Some(share), ..sample(10.0, 1.0) }).into();
+        let text = text(&l1k(of([1.0, 0.99, 1.0]), of([0.0; 3])));
+        assert!(text.contains("TLS sessions resumed: gateway 100.0 % (99.0–100.0) · floor 0.0 % (0.0–0.0)"), "{text}");
+        let text = super::text(&l1k(vec![sample(10.0, 1.0)], vec![sample(10.0, 1.0)]));
+        assert!(!text.contains("resumed"), "{text}");
     }
 }

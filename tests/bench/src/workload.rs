@@ -2,20 +2,34 @@
 
 use std::fmt;
 
+/// Devices of CONNECT, each with one connection at a time.
+pub(crate) const CONNECTS_AT_A_TIME: usize = 64;
 /// Rounds of a measurement by the rules of the performance notes.
 pub(crate) const ROUNDS: usize = 5;
-/// Rounds of a variant in the run of everything, which has to end in half an hour.
+/// Rounds of a variant in the run of everything, which has to end in 35 minutes.
 const ROUNDS_OF_VARIANT: usize = 3;
 
 /// One workload: what the devices do, and by which transports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Workload {
     pub(crate) kind: Kind,
-    pub(crate) tls: bool,
+    pub(crate) devices_by: DevicesBy,
     /// The AMQP side: to a sink that speaks TLS.
     pub(crate) upstream_tls: bool,
     /// Rounds that are wanted, if nobody says otherwise.
     pub(crate) rounds: usize,
+}
+
+/// How devices connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DevicesBy {
+    Tcp,
+    /// Full handshakes, a token in CONNECT.
+    Tls,
+    /// Full handshakes in which the device shows a certificate; no token.
+    TlsCertificate,
+    /// Each connection resumes the device's last session by its ticket; a token in CONNECT.
+    TlsResumed,
 }
 
 /// What the devices do.
@@ -27,7 +41,7 @@ pub(crate) enum Kind {
     Load(u32),
     /// This many devices, subscribed, no traffic but PINGREQ.
     Idle(usize),
-    /// 64 connections at a time, full handshakes.
+    /// 64 connections at a time.
     Connect,
 }
 
@@ -50,13 +64,15 @@ impl Workload {
 
     /// What devices do, by every transport: the plain ways first, then the variants.
     fn of(kind: Kind) -> Vec<Self> {
-        let plain = Self { kind, tls: false, upstream_tls: false, rounds: ROUNDS };
-        let mut all = vec![plain, Self { tls: true, ..plain }];
-        if matches!(kind, Kind::Window(_) | Kind::Load(_)) {
-            let variant = Self { upstream_tls: true, rounds: ROUNDS_OF_VARIANT, ..plain };
-            all.extend([variant, Self { tls: true, ..variant }]);
-        }
-        all
+        use DevicesBy::{Tcp, Tls, TlsCertificate, TlsResumed};
+        let variants = match kind {
+            Kind::Window(_) | Kind::Load(_) => vec![(Tcp, true), (Tls, true)],
+            Kind::Idle(_) => Vec::new(),
+            Kind::Connect => vec![(TlsCertificate, false), (TlsResumed, false)],
+        };
+        let row = |rounds| move |(devices_by, upstream_tls)| Self { kind, devices_by, upstream_tls, rounds };
+        let plain = [(Tcp, false), (Tls, false)].into_iter().map(row(ROUNDS));
+        plain.chain(variants.into_iter().map(row(ROUNDS_OF_VARIANT))).collect()
     }
 
     /// Those whose key is one of `names`, whole or without its transports; an unknown name is an error that lists the
@@ -83,11 +99,21 @@ impl Workload {
 
     /// The transports in words.
     pub(crate) fn transports(self) -> String {
-        let devices = if self.tls { "TLS 1.3" } else { "plain TCP" };
+        let devices = match self.devices_by {
+            DevicesBy::Tcp => "plain TCP",
+            DevicesBy::Tls => "TLS 1.3",
+            DevicesBy::TlsCertificate => "TLS 1.3 with client certificates",
+            DevicesBy::TlsResumed => "TLS 1.3, sessions resumed",
+        };
         match self.kind {
             Kind::Idle(_) | Kind::Connect => format!("devices by {devices}"),
             _ => format!("devices by {devices}, AMQP by {}", if self.upstream_tls { "TLS 1.3" } else { "plain TCP" }),
         }
+    }
+
+    /// Whether devices connect by TLS.
+    pub(crate) fn device_tls(self) -> bool {
+        self.devices_by != DevicesBy::Tcp
     }
 
     /// What its CPU time is divided by.
@@ -107,14 +133,16 @@ impl Workload {
     /// What the gateway shall reach.
     pub(crate) fn goals(self) -> Goals {
         let cpu = |ratio| Goals { cpu: Some(ratio), ..Goals::default() };
-        match (self.kind, self.tls) {
+        match (self.kind, self.devices_by) {
             (Kind::Window(1), _) => cpu(1.25),
             (Kind::Window(_), _) => cpu(2.0),
             (Kind::Load(_), _) => Goals { p50: Some(1.25), p99: Some(1.5), ..cpu(1.25) },
-            (Kind::Idle(_), false) => Goals { private_kib: Some(3.0), ..Goals::default() },
-            (Kind::Idle(_), true) => Goals { private_kib: Some(6.0), ..Goals::default() },
-            (Kind::Connect, false) => cpu(1.5),
-            (Kind::Connect, true) => cpu(1.1),
+            (Kind::Idle(_), DevicesBy::Tcp) => Goals { private_kib: Some(3.0), ..Goals::default() },
+            (Kind::Idle(_), _) => Goals { private_kib: Some(6.0), ..Goals::default() },
+            (Kind::Connect, DevicesBy::Tcp) => cpu(1.5),
+            (Kind::Connect, DevicesBy::Tls | DevicesBy::TlsCertificate) => cpu(1.1),
+            // the goal is for full handshakes
+            (Kind::Connect, DevicesBy::TlsResumed) => Goals::default(),
         }
     }
 
@@ -123,15 +151,20 @@ impl Workload {
         match self.kind {
             Kind::Window(_) | Kind::Load(_) => 100,
             Kind::Idle(devices) => devices,
-            Kind::Connect => 64,
+            Kind::Connect => CONNECTS_AT_A_TIME,
         }
     }
 }
 
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (device, upstream) = (if self.tls { "-tls" } else { "" }, if self.upstream_tls { "-amqps" } else { "" });
-        write!(f, "{}{device}{upstream}", self.kind)
+        let devices = match self.devices_by {
+            DevicesBy::Tcp => "",
+            DevicesBy::Tls => "-tls",
+            DevicesBy::TlsCertificate => "-tls-certificate",
+            DevicesBy::TlsResumed => "-tls-resumed",
+        };
+        write!(f, "{}{devices}{}", self.kind, if self.upstream_tls { "-amqps" } else { "" })
     }
 }
 
@@ -162,6 +195,7 @@ mod tests {
         check("w8", &["W8", "W8-tls", "W8-amqps", "W8-tls-amqps"]);
         check("L1k-tls", &["L1k-tls"]);
         check("l1k-amqps", &["L1k-amqps"]);
+        check("CONNECT", &["CONNECT", "CONNECT-tls", "CONNECT-tls-certificate", "CONNECT-tls-resumed"]);
         check("IDLE-1000", &["IDLE-1000", "IDLE-1000-tls"]);
     }
 
@@ -178,6 +212,7 @@ mod tests {
     fn the_run_of_everything_measures_variants_in_fewer_rounds() {
         let rounds = |key: &str| Workload::all().iter().find(|each| each.to_string() == key).unwrap().rounds;
         assert_eq!((rounds("W1-tls"), rounds("W1-tls-amqps")), (5, 3));
+        assert_eq!((rounds("CONNECT-tls"), rounds("CONNECT-tls-resumed")), (5, 3));
     }
 
     #[test]

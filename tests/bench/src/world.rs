@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use crate::workload::Workload;
+use crate::workload::{DevicesBy, Workload};
 
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,9 +101,14 @@ impl Place {
         if upstream.is_some() && workload.upstream_tls {
             command.arg("--upstream-ca").arg(self.authority());
         }
-        if workload.tls {
+        if workload.device_tls() {
             self.serve_tls(&mut command);
         }
+        match workload.devices_by {
+            DevicesBy::TlsCertificate => command.arg("--client-ca").arg(self.authority()),
+            DevicesBy::TlsResumed => command.arg("--tickets"),
+            DevicesBy::Tcp | DevicesBy::Tls => &mut command,
+        };
         command
     }
 
@@ -115,13 +120,15 @@ impl Place {
 
     /// The gateway on one core, as the floors are, with no limit that a workload could reach.
     fn gateway(&self, address: SocketAddr, upstream: SocketAddr, workload: Workload) -> anyhow::Result<Command> {
-        let protocol = if workload.tls { "MQTT" } else { "MQTTPlain" };
+        let protocol = if workload.device_tls() { "MQTT" } else { "MQTTPlain" };
+        let by_certificate = workload.devices_by == DevicesBy::TlsCertificate;
+        let x509 = if by_certificate { ", x509: {clientCASecretName: ca}" } else { "" };
         let (scheme, trust) = if workload.upstream_tls { ("amqps", ", caSecretName: ca") } else { ("amqp", "") };
         let text = format!(
             "listeners:\n\
              - {{name: bench, protocol: {protocol}, address: {}, port: {}}}\n\
              tls: {{secretName: tls}}\n\
-             authentication: {{sas: {{verify: Local, enrollmentGroups: [{{name: bench, secretName: group}}]}}}}\n\
+             authentication: {{sas: {{verify: Local, enrollmentGroups: [{{name: bench, secretName: group}}]}}{x509}}}\n\
              upstream: {{amqp: {{url: \"{scheme}://{upstream}\", telemetryAddress: \"telemetry/{{deviceId}}\", commandAddress: \"command/{{deviceId}}\"{trust}}}}}\n\
              limits: {{connectionsMax: 19000, connectsPerSecond: 100000}}\n\
              admin: {{port: {}}}\n",
@@ -142,9 +149,12 @@ impl Place {
             address.port(),
             address.ip(),
         );
-        if workload.tls {
+        if workload.device_tls() {
             let [certificate, key] = self.pair();
             text = format!("{text}certfile {}\nkeyfile {}\n", certificate.display(), key.display());
+        }
+        if workload.devices_by == DevicesBy::TlsCertificate {
+            text = format!("{text}cafile {}\nrequire_certificate true\n", self.authority().display());
         }
         let config = self.directory.join("mosquitto.conf");
         fs::write(&config, text)?;

@@ -18,7 +18,7 @@ pub struct Plan {
     pub addresses: Vec<SocketAddr>,
     /// TLS configuration and the name in the certificate; `None` is MQTT without TLS.
     pub tls: Option<(Arc<rustls::ClientConfig>, String)>,
-    /// Device n's own TLS configuration, with its certificate; none here: all have that of `tls`.
+    /// Device n's own TLS configuration, with its certificate or its session tickets; none here: all have that of `tls`.
     pub identities: Vec<Arc<rustls::ClientConfig>>,
     /// One login a device.
     pub logins: Vec<crate::script::Login>,

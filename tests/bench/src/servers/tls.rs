@@ -10,8 +10,8 @@ use anyhow::{Context, bail};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     client::{ClientConnectionData, UnbufferedClientConnection},
-    crypto::CryptoProvider,
-    server::{ServerConnectionData, UnbufferedServerConnection},
+    crypto::{CryptoProvider, aws_lc_rs, aws_lc_rs::Ticketer},
+    server::{NoServerSessionStorage, ServerConnectionData, UnbufferedServerConnection, WebPkiClientVerifier},
     unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
@@ -25,6 +25,12 @@ pub(crate) struct Serving {
     /// PEM key
     #[arg(long)]
     key: Option<PathBuf>,
+    /// PEM file: a client must show a certificate that one of these signed
+    #[arg(long, requires = "certificate")]
+    client_ca: Option<PathBuf>,
+    /// Give every connection a ticket to resume its session by, and keep nothing of it here
+    #[arg(long, requires = "certificate")]
+    tickets: bool,
 }
 
 impl Serving {
@@ -32,10 +38,20 @@ impl Serving {
     pub(super) fn config(&self) -> anyhow::Result<Option<Arc<ServerConfig>>> {
         let (Some(certificate), Some(key)) = (&self.certificate, &self.key) else { return Ok(None) };
         let key = PrivateKeyDer::from_pem_slice(&read(key)?)?;
-        let config = ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(certificates(certificate)?, key)?;
+        let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+        let builder = match &self.client_ca {
+            None => builder.with_no_client_auth(),
+            Some(ca) => {
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider());
+                builder.with_client_cert_verifier(verifier.build()?)
+            }
+        };
+        let mut config = builder.with_single_cert(certificates(certificate)?, key)?;
+        if self.tickets {
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.ticketer = Ticketer::new()?;
+            config.send_tls13_tickets = 1;
+        }
         Ok(Some(Arc::new(config)))
     }
 }
@@ -67,7 +83,7 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
 }
 
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+    Arc::new(aws_lc_rs::default_provider())
 }
 
 /// A connection of either side, as rustls has it.
@@ -225,7 +241,7 @@ mod tests {
     fn bytes_pass_both_ways_in_any_split() {
         let place = Place::for_test("tls");
         let [certificate, key] = place.pair();
-        let serving = Serving { certificate: Some(certificate), key: Some(key) };
+        let serving = Serving { certificate: Some(certificate), key: Some(key), client_ca: None, tickets: false };
         let config = serving.config().unwrap().unwrap();
         let long: Vec<u8> = (0..40_000_u32).map(|n| n as u8).collect();
         for step in [1, 7, 1000, usize::MAX] {
@@ -235,6 +251,7 @@ mod tests {
             client.receive(&mut [], &mut Vec::new(), &mut to_server).unwrap();
             converse((&mut server, &mut to_server), (&mut client, &mut to_client), step);
             assert!(!server.connection.is_handshaking() && !client.connection.is_handshaking());
+            assert_eq!(server.connection.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
             client.send(&long, &mut to_server).unwrap();
             server.send(&long, &mut to_client).unwrap();
             let got = converse((&mut server, &mut to_server), (&mut client, &mut to_client), step);
