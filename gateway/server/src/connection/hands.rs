@@ -111,6 +111,10 @@ impl<'a> Hands<'a> {
             Some(token) if token.expires.0.saturating_add(limits.clock_skew_max.as_secs()) <= self.now.unix.0 => {
                 Some(refused(ConnectCode::NotAuthorized, RefusedReason::TokenExpired))
             }
+            // the hub only says that a token is good: it takes the identity from `sr` and does not know who asks
+            Some(token) if !token.covers(&login.identity, |host| settings.is_hub_host(host)) => {
+                Some(refused(ConnectCode::NotAuthorized, RefusedReason::TokenScope))
+            }
             Some(_) => None,
             None if login.token.is_none() && !self.is_trusted() => {
                 Some(refused(ConnectCode::NotAuthorized, RefusedReason::Certificate))

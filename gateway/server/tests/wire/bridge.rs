@@ -186,6 +186,28 @@ fn verify_hub_asks_the_hub_and_answers_as_it_says() {
 }
 
 #[test]
+fn a_good_token_of_another_device_lets_nobody_in_and_throws_nobody_out() {
+    let alone = World::with_hub(Verify::Hub, "");
+    // where devices with certificates are let in beside, the hub would take links of any device
+    let beside_certificates = World::with_hub(Verify::HubAndCertificates, "");
+    for world in [alone, beside_certificates] {
+        let mut victim = Device::connect(world.address("mqtts"), &world.tls(), &world.hub_login("d1")).unwrap();
+        // its token is on the AMQP connection that another device would share
+        let id = victim.publish(&topic("d1", 1), b"x").unwrap();
+        victim.expect_puback(id).unwrap();
+        let password = world.hub_login("d2").password;
+        for claimed in ["d1", "nobody", "d", "d22", "d1/m1"] {
+            let mut device = world.open();
+            let foreign = Login { password: password.clone(), ..login(claimed) };
+            assert_eq!(device.login(&foreign).unwrap(), 5, "{claimed}");
+            device.expect_close().unwrap();
+        }
+        world.expect_metric("gateway_refused_total{reason=\"token_scope\"}", 5);
+        victim.ping().unwrap();
+    }
+}
+
+#[test]
 fn a_command_reaches_the_device_and_is_complete_only_after_its_puback() {
     let world = World::with_hub(Verify::Local, "");
     let mut device = world.connect("d1");
