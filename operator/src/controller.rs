@@ -122,6 +122,7 @@ struct Own {
     watch_failures: IntCounterVec,
     conflicts: IntCounterVec,
     panics: prometheus::IntCounter,
+    secret_refusals: prometheus::IntCounter,
     given_up: prometheus::IntGauge,
 }
 
@@ -130,6 +131,10 @@ impl Own {
         let watch = Opts::new("operator_watch_failures_total", "Watches that failed and were begun anew, by kind.");
         let panics =
             prometheus::IntCounter::new("operator_panics_total", "Reconciles that ended by a fault of the program.");
+        let secret_refusals = prometheus::IntCounter::new(
+            "operator_secret_refusals_total",
+            "Requests for a Secret that were refused for want of rights.",
+        );
         let given_up = prometheus::IntGauge::new(
             "operator_lists_given_up",
             "Lists that the operator may not make: in their namespaces nothing is reconciled.",
@@ -142,6 +147,7 @@ impl Own {
             watch_failures: metrics.add(IntCounterVec::new(watch, &["kind"])),
             conflicts: metrics.add(IntCounterVec::new(conflicts, &["step"])),
             panics: metrics.add(panics),
+            secret_refusals: metrics.add(secret_refusals),
             given_up: metrics.add(given_up),
         }
     }
@@ -362,7 +368,9 @@ impl World {
         memory.is_about(&gateway);
         let mut seen = self.observe(&gateway, memory).await?;
         let lost = self.lost(&gateway, &seen);
-        let Some(epoch) = self.writer.leadership.epoch() else { return Ok(Next::After(rest(&seen, memory))) };
+        let Some(epoch) = self.writer.leadership.epoch() else {
+            return Ok(Next::After(self.rest(name, &seen, memory)));
+        };
         self.report(&gateway, &lost).await;
         // what there should be follows from certificates, and from objects that turn out to be somebody else's
         let mut passes = 1;
@@ -392,7 +400,7 @@ impl World {
             decided = desired::desired(&gateway, &seen, &plan, &self.installation);
         }
         let later = self.tell(&mut gateway, &seen, &plan, &decided, memory).await?;
-        let due = [Some(rest(&seen, memory)), later, plan.again_in, scaled];
+        let due = [Some(self.rest(name, &seen, memory)), later, plan.again_in, scaled];
         Ok(Next::After(due.into_iter().flatten().min().unwrap_or(REST)))
     }
 
@@ -403,6 +411,7 @@ impl World {
             mirror: &self.mirror,
             secrets: &self.secrets,
             apis: self.apis.borrow().clone(),
+            refusals: &self.own.secret_refusals,
         };
         let (mut observed, client) = look::look(&sources, gateway, Timestamp::now()).await?;
         observed.foreign.extend(memory.foreign());
@@ -412,6 +421,12 @@ impl World {
             self.pods.recheck(&Fleet::from(&Name::of(&gateway.metadata)));
         }
         Ok(observed)
+    }
+
+    /// How long to leave it alone if nothing changes.
+    fn rest(&self, name: &Name, observed: &Observed, memory: &Memory) -> Duration {
+        let rest = rest(observed, memory);
+        self.secrets.waits(name).map_or(rest, |waits| waits.min(rest))
     }
 
     fn decide(&self, gateway: &ProtocolGateway, observed: &Observed, epoch: i64, book: &mut Book) -> (Plan, Decided) {

@@ -113,6 +113,7 @@ pub fn desired(
     objects.extend(tls::objects(&context));
     let certificates = tls::certificates(&context, choice.in_force.as_ref());
     let (objects, taken) = leave_foreign(objects, observed, certificates.taken);
+    problems.extend(tls::unread(&context));
     problems.extend(taken.iter().map(|title| name_taken(title)));
     problems.extend(observed.refused.iter().map(not_taken));
     let workload = ["ConfigMap", "Deployment"].map(|kind| format!("{kind} {}", context.name));

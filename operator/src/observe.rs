@@ -27,6 +27,8 @@ pub struct Observed {
     pub apis: Apis,
     /// Secrets by name, those that are referenced and those that the operator fills; what is not there is missing.
     pub secrets: BTreeMap<String, SecretFacts>,
+    /// Those of them that the operator may not read, by name, with the API server's words.
+    pub forbidden: BTreeMap<String, String>,
     /// The fleet's own CA, if there is one.
     pub authority: Option<Authority>,
     /// `gateway.yaml` of the ConfigMap that is in force.

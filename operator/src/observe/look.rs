@@ -9,13 +9,14 @@ use crds::ProtocolGateway;
 use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::DeploymentStatus, core::v1::ServiceStatus};
 use kube::{Client, ResourceExt};
+use prometheus::IntCounter;
 use rustls::ClientConfig;
 use serde_json::Value;
 
 use super::{
     Apis, DeploymentFacts, Observed,
     mirror::{Mirror, Mirrored, Name, Owner},
-    secrets::Secrets,
+    secrets::{Looked, Secrets},
 };
 use crate::{
     desired,
@@ -34,6 +35,8 @@ pub struct Sources<'a> {
     pub secrets: &'a Secrets,
     /// What this cluster can do.
     pub apis: Apis,
+    /// Counts Secrets that could not be read for want of rights.
+    pub refusals: &'a IntCounter,
 }
 
 /// Everything a decision needs about `gateway`, but for what its pods say and what earlier writes were answered; and how to ask
@@ -52,10 +55,13 @@ pub async fn look(
     let service = object("Service").map(|service| status::<ServiceStatus>(&service));
     let wanted = Arc::new(desired::references(gateway, config_in_force.as_deref()));
     let seen = sources.secrets.look(sources.client, &name, &wanted).await;
-    let seen = seen.map_err(|(object, error)| ReconcileError::of(Step::Observe, object, &error))?;
+    let Looked { seen, forbidden, refusals } =
+        seen.map_err(|(object, error)| ReconcileError::of(Step::Observe, object, &error))?;
+    sources.refusals.inc_by(refusals);
     let mut observed = Observed {
         now,
         apis: sources.apis.clone(),
+        forbidden,
         config_in_force,
         deployment,
         service,

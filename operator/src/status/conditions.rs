@@ -211,7 +211,9 @@ fn is_rolling(deployment: &DeploymentFacts) -> bool {
 fn certificate_served(gateway: &ProtocolGateway, observed: &Observed) -> Verdict {
     let secret = gateway.spec.tls.secret_name.clone().unwrap_or_else(|| names::serving(&gateway.name_any()));
     let Some(wanted) = observed.secrets.get(&secret).and_then(|facts| facts.certificate.as_ref()) else {
-        return verdict(None, "NoCertificate", format!("Secret {secret} holds no certificate yet"));
+        let what =
+            if observed.forbidden.contains_key(&secret) { "may not be read" } else { "holds no certificate yet" };
+        return verdict(None, "NoCertificate", format!("Secret {secret} {what}"));
     };
     let pods: Vec<&PodFacts> = observed.pods.iter().filter(|pod| pod.ready && !pod.terminating).collect();
     let serves = |pod: &&&PodFacts| pod.served.as_ref().is_some_and(|served| served.serial == wanted.serial);

@@ -2,6 +2,7 @@
 //! nothing is written where nothing changes.
 
 mod bad_input;
+mod forbidden;
 mod named;
 mod pretend;
 mod support;

@@ -4,25 +4,15 @@ use anyhow::ensure;
 use cluster::Story;
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::{
-    Api, Client, Config,
+    Api,
     api::{Patch, PatchParams},
-    config::{KubeConfigOptions, Kubeconfig},
 };
 use operator::{kinds::GATEWAY, lease::Leadership};
 use serde_json::json;
 
-use crate::support::{Operator, condition, declare, find, same, spec, story};
+use crate::support::{Operator, client_of, condition, declare, find, same, spec, story};
 
 const AS_DESIRED: (&str, &str) = ("False", "AsDesired");
-
-/// A client that may no more than `user` may.
-async fn client_of(story: &Story, user: &str) -> anyhow::Result<Client> {
-    let mut kubeconfig = Kubeconfig::read_from(&story.cluster.kubeconfig)?;
-    for auth in kubeconfig.auth_infos.iter_mut().filter_map(|auth| auth.auth_info.as_mut()) {
-        auth.impersonate = Some(user.to_owned());
-    }
-    Ok(Client::try_from(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)?)
-}
 
 /// Gives `user` every right in the test's namespace.
 async fn allow(story: &Story, user: &str) -> anyhow::Result<()> {
