@@ -1,14 +1,13 @@
 //! The conditions: each says in its message what is, and what to do where something must be done.
 
+mod certificate;
 mod scaling;
 
 use crds::{ProtocolGateway, cluster::ServiceType};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::ResourceExt;
 
 use crate::{
     desired::{Desired, Invalid, count},
-    names,
     observe::{CustomMetrics, DeploymentFacts, Observed, PodFacts},
     scaling::Plan,
 };
@@ -37,7 +36,7 @@ pub(super) fn conditions(
         ("Ready", ready(gateway, observed, decided)),
         ("Progressing", progressing(gateway, observed, decided)),
         ("Degraded", degraded(observed, decided)),
-        ("CertificateServed", certificate_served(gateway, observed)),
+        ("CertificateServed", certificate::served(gateway, observed)),
         ("UpstreamConnected", upstream_connected(observed)),
     ];
     if gateway.spec.scaling.is_some() {
@@ -205,26 +204,6 @@ fn is_rolling(deployment: &DeploymentFacts) -> bool {
     let status = &deployment.status;
     status.observed_generation.unwrap_or(0) < deployment.generation
         || status.updated_replicas.unwrap_or(0) < status.replicas.unwrap_or(0)
-}
-
-/// True only when every ready pod was seen to serve what the Secret holds.
-fn certificate_served(gateway: &ProtocolGateway, observed: &Observed) -> Verdict {
-    let secret = gateway.spec.tls.secret_name.clone().unwrap_or_else(|| names::serving(&gateway.name_any()));
-    let Some(wanted) = observed.secrets.get(&secret).and_then(|facts| facts.certificate.as_ref()) else {
-        let what =
-            if observed.forbidden.contains_key(&secret) { "may not be read" } else { "holds no certificate yet" };
-        return verdict(None, "NoCertificate", format!("Secret {secret} {what}"));
-    };
-    let pods: Vec<&PodFacts> = observed.pods.iter().filter(|pod| pod.ready && !pod.terminating).collect();
-    let serves = |pod: &&&PodFacts| pod.served.as_ref().is_some_and(|served| served.serial == wanted.serial);
-    let count = pods.iter().filter(serves).count();
-    let message = format!("{count} of {} ready pods serve {} (until {})", pods.len(), wanted.serial, wanted.not_after);
-    match (pods.len(), pods.iter().all(|pod| pod.served.is_some())) {
-        (0, _) => verdict(None, "NoPods", message),
-        (total, _) if total == count => verdict(true, "Served", message),
-        (_, true) => verdict(false, "OldCertificate", message),
-        (_, false) => verdict(None, "NotSeen", message),
-    }
 }
 
 /// The pod's words say what failed and not what to do.
