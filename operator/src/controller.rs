@@ -55,7 +55,7 @@ use crate::{
     pods::{Fleet, Pods},
     scaling::{self, Plan},
     shutdown::Shutdown,
-    status::status,
+    status::{self, status},
 };
 
 /// Reconciles at a time: they wait for the API server most of their life.
@@ -388,6 +388,8 @@ impl World {
             // a Deployment that is told of fewer takes whom it likes of those that are not marked
             let held = (!self.mark(&gateway, &plan, memory).await?).then_some("Deployment");
             self.writer.objects(desired, memory, held).await?;
+            // what is written now is what pods are to follow
+            (seen.config_in_force, seen.config_written) = look::configuration(&self.mirror, &gateway);
             self.writer.adopt(&gateway, desired, memory).await?;
             self.writer.prune(&gateway, desired, memory).await?;
             self.order(&gateway, epoch, &plan, book).await?;
@@ -494,11 +496,13 @@ fn rest(observed: &Observed, memory: &Memory) -> Duration {
     let times = leaves
         .chain(authorities)
         .flat_map(|certificate| [certificate.not_before, desired::tls::two_thirds(certificate), certificate.not_after]);
+    let late = status::due(observed);
     let moves = observed.authority.iter().map(|authority| desired::tls::due(authority, std::iter::empty()));
     let until = |time: Timestamp| Duration::try_from(observed.now.duration_until(time)).ok();
     // a second more: times are whole seconds here
     let due = times
         .chain(moves)
+        .chain(late)
         .filter(|time| *time > observed.now)
         .filter_map(until)
         .map(|due| due + Duration::from_secs(1));

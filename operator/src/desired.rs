@@ -20,7 +20,7 @@ use kube::{ResourceExt, core::DynamicObject};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    config::{FILE as CONFIG_FILE, drain_per_second as self_drain_per_second},
+    config::{FILE as CONFIG_FILE, drain_per_second as self_drain_per_second, hash as config_hash},
     workload::{ADMIN_PORT, MIN_READY_S},
 };
 use crate::{

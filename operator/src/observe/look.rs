@@ -21,7 +21,7 @@ use super::{
 use crate::{
     desired,
     error::{Kind as Failure, ReconcileError, Step},
-    kinds::{Kind, OWNED},
+    kinds::{CONFIG_MAP, Kind, OWNED},
     names,
 };
 
@@ -48,11 +48,9 @@ pub async fn look(
 ) -> Result<(Observed, Option<Arc<ClientConfig>>), ReconcileError> {
     let name = Name::of(&gateway.metadata);
     let (ours, foreign) = sort(sources.mirror, gateway)?;
-    let object = |kind: &str| ours.get(&(kind, name.name.clone())).map(|object| object.body());
-    let config_in_force =
-        object("ConfigMap").and_then(|config| config["data"][desired::CONFIG_FILE].as_str().map(str::to_owned));
+    let (config_in_force, config_written) = configuration(sources.mirror, gateway);
     let deployment = ours.get(&("Deployment", name.name.clone())).map(|deployment| deployment_facts(deployment));
-    let service = object("Service").map(|service| status::<ServiceStatus>(&service));
+    let service = ours.get(&("Service", name.name.clone())).map(|service| status::<ServiceStatus>(&service.body()));
     let wanted = Arc::new(desired::references(gateway, config_in_force.as_deref()));
     let seen = sources.secrets.look(sources.client, &name, &wanted).await;
     let Looked { seen, forbidden, refusals } =
@@ -63,6 +61,7 @@ pub async fn look(
         apis: sources.apis.clone(),
         forbidden,
         config_in_force,
+        config_written,
         deployment,
         service,
         pods: sources.mirror.pods(&name).iter().map(|pod| pod.facts.clone()).collect(),
@@ -86,6 +85,13 @@ pub async fn look(
         observed.secrets.insert(secret, seen.facts);
     }
     Ok((observed, client))
+}
+
+/// The configuration that is written for pods, and when that was.
+pub fn configuration(mirror: &Mirror, gateway: &ProtocolGateway) -> (Option<String>, Option<Timestamp>) {
+    let config = mirror.get(&CONFIG_MAP, &Name::of(&gateway.metadata)).filter(|config| is_ours(&config.owner, gateway));
+    let text = |config: &Mirrored| config.body()["data"][desired::CONFIG_FILE].as_str().map(str::to_owned);
+    config.map(|config| (text(&config), config.written)).unwrap_or_default()
 }
 
 /// Whether the operator fills it: the listeners' certificate may be cert-manager's or the user's, whatever its name.

@@ -1,6 +1,7 @@
 //! The conditions: each says in its message what is, and what to do where something must be done.
 
 mod certificate;
+mod configuration;
 mod scaling;
 
 use crds::{ProtocolGateway, cluster::ServiceType};
@@ -11,6 +12,8 @@ use crate::{
     observe::{CustomMetrics, DeploymentFacts, Observed, PodFacts},
     scaling::Plan,
 };
+
+pub(crate) use self::configuration::due;
 
 /// What a condition says.
 struct Verdict {
@@ -141,6 +144,9 @@ fn progressing(gateway: &ProtocolGateway, observed: &Observed, decided: &Decided
         let how = if to < from { ": pods are drained before they go" } else { "" };
         return verdict(true, "Scaling", format!("from {from} to {to} pods{how}"));
     }
+    if let Some(spreading) = configuration::spreading(observed) {
+        return spreading;
+    }
     if gateway.spec.service.type_ == ServiceType::LoadBalancer && !has_address(observed) {
         return verdict(
             true,
@@ -161,7 +167,8 @@ fn degraded(observed: &Observed, decided: &Decided) -> Verdict {
         Err(invalid) => vec![("InvalidSpec", invalid.to_string())],
         Ok(desired) => desired.problems.iter().map(|problem| (problem.reason, problem.message.clone())).collect(),
     };
-    let not_followed = not_followed(observed).map(|message| ("ConfigNotFollowed", message));
+    let not_followed = [not_followed(observed), configuration::not_reached(observed)].into_iter().flatten();
+    let not_followed = not_followed.map(|message| ("ConfigNotFollowed", message));
     let (reasons, messages): (Vec<_>, Vec<_>) = problems.into_iter().chain(not_followed).unzip();
     match reasons.first() {
         None => verdict(false, "AsDesired", "nothing keeps the fleet from being what the spec says"),
@@ -202,8 +209,12 @@ fn refuses(pod: &PodFacts) -> Option<String> {
 /// Whether there are pods of an older template.
 fn is_rolling(deployment: &DeploymentFacts) -> bool {
     let status = &deployment.status;
-    status.observed_generation.unwrap_or(0) < deployment.generation
-        || status.updated_replicas.unwrap_or(0) < status.replicas.unwrap_or(0)
+    is_behind(deployment) || status.updated_replicas.unwrap_or(0) < status.replicas.unwrap_or(0)
+}
+
+/// Whether its controller has not seen yet what it is to be.
+fn is_behind(deployment: &DeploymentFacts) -> bool {
+    deployment.status.observed_generation.unwrap_or(0) < deployment.generation
 }
 
 /// The pod's words say what failed and not what to do.

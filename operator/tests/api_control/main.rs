@@ -2,6 +2,7 @@
 //! nothing is written where nothing changes.
 
 mod bad_input;
+mod configuration;
 mod forbidden;
 mod named;
 mod pretend;
