@@ -124,6 +124,7 @@ struct Own {
     panics: prometheus::IntCounter,
     secret_refusals: prometheus::IntCounter,
     given_up: prometheus::IntGauge,
+    served: prometheus::IntGauge,
 }
 
 impl Own {
@@ -139,6 +140,10 @@ impl Own {
             "operator_lists_given_up",
             "Lists that the operator may not make: in their namespaces nothing is reconciled.",
         );
+        let served = prometheus::IntGauge::new(
+            "operator_namespaces_served",
+            "Namespaces of which everything is watched; 1 where all namespaces are watched together.",
+        );
         let conflicts = Opts::new(
             "operator_conflicts_total",
             "Reconciles that were begun anew because somebody else wrote first, by step.",
@@ -149,6 +154,7 @@ impl Own {
             panics: metrics.add(panics),
             secret_refusals: metrics.add(secret_refusals),
             given_up: metrics.add(given_up),
+            served: metrics.add(served),
         }
     }
 }
@@ -209,7 +215,7 @@ impl World {
             pods,
             meter,
             apis,
-            lists: Lists::new(own.given_up.clone()),
+            lists: Lists::new(own.given_up.clone(), own.served.clone()),
             memories: Mutex::default(),
             events: Events::new(client, pod_name),
             own,
