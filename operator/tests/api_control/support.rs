@@ -148,6 +148,11 @@ pub(crate) async fn secret(story: &Story, name: &str, files: &[(&str, &str)]) ->
     Ok(())
 }
 
+/// A node port, 0 or 1. It is one of the lower band, of which the API server gives none by chance to a Service that names none.
+pub(crate) fn node_port(number: u16) -> i32 {
+    i32::from(30000 + 2 * (std::process::id() as u16 % 40) + number)
+}
+
 pub(crate) fn kind(name: &str) -> &'static Kind {
     Kind::owned(name).expect("the operator makes it")
 }
