@@ -6,8 +6,9 @@ use anyhow::{Context, ensure};
 use cluster::{Cluster, Story};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
-    Api, Client,
+    Api, Client, Config,
     api::{Patch, PatchParams},
+    config::{KubeConfigOptions, Kubeconfig},
     core::DynamicObject,
     runtime::{conditions::is_crd_established, wait::await_condition},
 };
@@ -52,6 +53,15 @@ async fn define(client: &Client) -> anyhow::Result<()> {
     definitions.patch(name, &PatchParams::apply("test").force(), &Patch::Apply(&definition)).await?;
     tokio::time::timeout(SOON, await_condition(definitions, name, is_crd_established())).await??;
     Ok(())
+}
+
+/// A client that may no more than `user` may.
+pub(crate) async fn client_of(story: &Story, user: &str) -> anyhow::Result<Client> {
+    let mut kubeconfig = Kubeconfig::read_from(&story.cluster.kubeconfig)?;
+    for auth in kubeconfig.auth_infos.iter_mut().filter_map(|auth| auth.auth_info.as_mut()) {
+        auth.impersonate = Some(user.to_owned());
+    }
+    Ok(Client::try_from(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)?)
 }
 
 /// An operator that runs.
@@ -136,6 +146,11 @@ pub(crate) async fn secret(story: &Story, name: &str, files: &[(&str, &str)]) ->
     let api = kind("Secret").api(&story.client, Some(&story.namespace));
     api.patch(name, &PatchParams::apply("user").force(), &Patch::Apply(object)).await?;
     Ok(())
+}
+
+/// A node port, 0 or 1. It is one of the lower band, of which the API server gives none by chance to a Service that names none.
+pub(crate) fn node_port(number: u16) -> i32 {
+    i32::from(30000 + 2 * (std::process::id() as u16 % 40) + number)
 }
 
 pub(crate) fn kind(name: &str) -> &'static Kind {
