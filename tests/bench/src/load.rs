@@ -177,7 +177,7 @@ pub(crate) fn command(
     match workload.kind {
         Kind::Window(window) => command.args(["--closed", "--window", &window.to_string()]),
         Kind::Load(per_second) => command.args(["--rate", &per_second.to_string(), "--window", "1"]),
-        Kind::Idle(_) => command.args(["--subscribe", "--connects-per-second", "1000"]),
+        Kind::Idle(_) => command.args(["--once", "--subscribe", "--connects-per-second", "1000"]),
         Kind::Connect => command.args(["--churn"]),
     };
     command

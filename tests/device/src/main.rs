@@ -78,6 +78,9 @@ struct Load {
     /// Every device connects, disconnects and comes back at once; nothing is sent
     #[arg(long, conflicts_with_all = ["closed", "rate"])]
     churn: bool,
+    /// Every device sends one message when all are connected, and then nothing
+    #[arg(long, conflicts_with_all = ["closed", "rate", "churn"])]
+    once: bool,
     /// Every device resumes its TLS session when it comes back
     #[arg(long)]
     resume: bool,
@@ -186,6 +189,7 @@ fn plan(load: &Load) -> anyhow::Result<Plan> {
         (Some(per_second), _) if per_second > 0.0 => Pace::Open { per_second, window: load.window },
         (_, true) => Pace::Closed { window: load.window },
         _ if load.churn => Pace::Churn,
+        _ if load.once => Pace::Once,
         _ => Pace::Idle,
     };
     let (addresses, tls, logins) = match &load.world {
