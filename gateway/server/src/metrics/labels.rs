@@ -168,6 +168,8 @@ pub enum Limit {
     DeviceOutput,
     /// `inflightMax` of a device: it is not read.
     Inflight,
+    /// Client information or model id of a user name: too long or no text, and not passed on.
+    ClientText,
     /// AMQP connections of this core are full and no further one may open.
     UpstreamConnections,
     /// `outputBytesMax` of an AMQP connection.
@@ -194,6 +196,7 @@ impl Label for Limit {
         (Self::OpenFiles, "open_files"),
         (Self::DeviceOutput, "device_output"),
         (Self::Inflight, "inflight"),
+        (Self::ClientText, "client_text"),
         (Self::UpstreamConnections, "upstream_connections"),
         (Self::UpstreamOutput, "upstream_output"),
         (Self::UnsettledBytes, "unsettled_bytes"),
