@@ -135,6 +135,7 @@ impl Label for End {
         (Self::Closed(CloseCause::HubRefused), "hub_refused_message"),
         (Self::Closed(CloseCause::HubUnreachable), "hub_unreachable"),
         (Self::Closed(CloseCause::HandshakeTimeout), "connect_timeout"),
+        (Self::Closed(CloseCause::UnauthenticatedBytes), "unauthenticated_bytes"),
         (Self::Closed(CloseCause::WriteTimeout), "write_timeout"),
         (Self::Closed(CloseCause::Shutdown), "shutdown"),
         (Self::Transport(TransportFault::PlainOnTlsPort), "plain_on_tls_port"),
@@ -164,6 +165,8 @@ pub enum Limit {
     Handshakes,
     /// The process has no file descriptor left: accepting pauses.
     OpenFiles,
+    /// `unauthenticatedBytesMax`: the connection that came above it is closed.
+    UnauthenticatedBytes,
     /// `outputBytesMax` of a device: it is not read.
     DeviceOutput,
     /// `inflightMax` of a device: it is not read.
@@ -194,6 +197,7 @@ impl Label for Limit {
         (Self::ConnectsPerSecond, "connects_per_second"),
         (Self::Handshakes, "handshakes"),
         (Self::OpenFiles, "open_files"),
+        (Self::UnauthenticatedBytes, "unauthenticated_bytes"),
         (Self::DeviceOutput, "device_output"),
         (Self::Inflight, "inflight"),
         (Self::ClientText, "client_text"),
