@@ -69,6 +69,27 @@ fn a_message_is_stored_with_its_properties_and_then_acknowledged() {
 }
 
 #[test]
+fn the_model_in_a_user_name_reaches_the_hub_unless_it_is_too_long() {
+    let world = World::with_hub(Verify::Local, "");
+    let check = |device: &str, said: &str, model: Option<&str>| {
+        let mut login = login(device);
+        login.user_name = login.user_name.map(|user_name| user_name + said);
+        let mut client = Device::connect(world.address("plain"), &Transport::Plain, &login).unwrap();
+        let id = client.publish(&topic(device, 1), b"x").unwrap();
+        client.expect_puback(id).unwrap();
+        let telemetry = &world.hub().domain().telemetry;
+        let mut events = (0..telemetry.partitions()).flat_map(|partition| telemetry.read(partition, 0, 100));
+        let event = events.find(|event| event.event.identity == Identity::device(device)).unwrap();
+        assert_eq!(event.event.model_id.as_deref(), model, "{said}");
+    };
+    let said = "&model-id=dtmi%3Acom%3Aexample%3AThermostat%3B1&DeviceClientType=py%2F2";
+    check("d1", said, Some("dtmi:com:example:Thermostat;1"));
+    check("d2", "", None);
+    check("d3", &format!("&model-id={}", "a".repeat(1025)), None);
+    world.expect_metric("gateway_limit_reached_total{limit=\"client_text\"}", 1);
+}
+
+#[test]
 fn puback_is_written_only_after_the_hub_accepted() {
     let world = World::with_hub(Verify::Local, "");
     let mut device = world.connect("d1");
