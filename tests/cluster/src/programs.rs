@@ -80,7 +80,7 @@ impl Program {
         let build = process::shown(&self.build(Path::new(self.name))).replace(&*root().to_string_lossy(), "go");
         Ok(match self.source {
             Source::Go { directory, package } => {
-                need("go", "install Go, 1.26 or later: https://go.dev/dl")?;
+                need_go()?;
                 let directory = root().join(directory);
                 // only a module with requirements has sums, only the local package has a source
                 let sums = fs::read_to_string(directory.join("go.sum")).unwrap_or_default();
@@ -133,6 +133,10 @@ fn root() -> PathBuf {
 fn need(program: &str, remedy: &str) -> anyhow::Result<()> {
     if !process::is_there(program) {
         bail!("{program} is missing; {remedy}");
+pub(crate) fn need_go() -> anyhow::Result<()> {
+    need("go", "install Go, 1.26 or later: https://go.dev/dl")
+}
+
     }
     Ok(())
 }
