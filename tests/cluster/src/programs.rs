@@ -52,7 +52,10 @@ pub const PAUSE: Program = Program { name: "pause", source: Source::C { file: "p
 /// Answers HTTP with what it sees of its pod: for the harness's own test.
 pub const HELLO: Program = go("hello", "hello", ".");
 
-/// All of them, those needed first at the front.
+/// cert-manager's controllers, for tests of what they and the operator do to the same Secret.
+pub const CERT_MANAGER: Program = go("cert-manager", "cert-manager", ".");
+
+/// All that a cluster is made of, those needed first at the front.
 pub const ALL: [Program; 11] =
     [ETCD, APISERVER, CONTROLLER_MANAGER, KUBECTL, SCHEDULER, KUBELET, KUBE_PROXY, PAUSE, HELLO, COREDNS, HELM];
 
@@ -130,13 +133,13 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("go")
 }
 
-fn need(program: &str, remedy: &str) -> anyhow::Result<()> {
-    if !process::is_there(program) {
-        bail!("{program} is missing; {remedy}");
 pub(crate) fn need_go() -> anyhow::Result<()> {
     need("go", "install Go, 1.26 or later: https://go.dev/dl")
 }
 
+fn need(program: &str, remedy: &str) -> anyhow::Result<()> {
+    if !process::is_there(program) {
+        bail!("{program} is missing; {remedy}");
     }
     Ok(())
 }
