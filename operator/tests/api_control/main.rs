@@ -19,8 +19,8 @@ use serde_json::{Value, json};
 
 use self::pretend::Pretend;
 use self::support::{
-    Operator, QUIET, at_rest, condition, declare, events, find, kind, pair, same, secret, spec, story, until, writes,
-    writes_at_rest,
+    Operator, QUIET, at_rest, condition, declare, events, find, kind, node_port, pair, same, secret, spec, story,
+    until, writes, writes_at_rest,
 };
 
 const MADE: [(&str, &str); 12] = [
@@ -293,7 +293,7 @@ async fn nothing_remains_of_a_gateway_that_is_deleted_and_another_of_its_name_be
 async fn of_two_gateways_with_one_node_port_the_second_is_told_and_gets_it_when_it_is_free() {
     story("ports", async |story: &Story| {
         let operator = Operator::start(story);
-        let port = 30000 + i32::from(std::process::id() as u16 % 2000);
+        let port = node_port(1);
         let service = spec(json!({"service": {"type": "NodePort", "nodePorts": {"mqtts": port}}}));
         declare(story, "a", service.clone()).await?;
         condition(story, "a", "Degraded", ("False", "AsDesired")).await?;
