@@ -115,6 +115,12 @@ impl Operator {
     }
 }
 
+/// A node port for the test `number`, 0 or 1. Of the ports up to 30085 the API server gives none to a Service that asks for
+/// any, for its health checks, say; the golden cases have 30083.
+pub(crate) fn node_port(number: u16) -> u16 {
+    30000 + 40 * number + std::process::id() as u16 % 40
+}
+
 /// A spec that works, with `change` laid over it.
 pub(crate) fn spec(change: Value) -> Value {
     let mut spec = json!({"upstream": {"iotHub": {"hostName": "hub.azure-devices.net"}}, "replicas": 0});
@@ -146,11 +152,6 @@ pub(crate) async fn secret(story: &Story, name: &str, files: &[(&str, &str)]) ->
     let api = kind("Secret").api(&story.client, Some(&story.namespace));
     api.patch(name, &PatchParams::apply("user").force(), &Patch::Apply(object)).await?;
     Ok(())
-}
-
-/// A node port, 0 or 1. It is one of the lower band, of which the API server gives none by chance to a Service that names none.
-pub(crate) fn node_port(number: u16) -> i32 {
-    i32::from(30000 + 2 * (std::process::id() as u16 % 40) + number)
 }
 
 pub(crate) fn kind(name: &str) -> &'static Kind {
