@@ -58,7 +58,7 @@ use crate::{
     pods::{Fleet, Pods},
     scaling::{self, Plan},
     shutdown::Shutdown,
-    status::status,
+    status::{self, status},
 };
 
 /// Reconciles at a time: they wait for the API server most of their life.
@@ -127,7 +127,9 @@ struct Own {
     watch_failures: IntCounterVec,
     conflicts: IntCounterVec,
     panics: prometheus::IntCounter,
+    secret_refusals: prometheus::IntCounter,
     given_up: prometheus::IntGauge,
+    served: prometheus::IntGauge,
 }
 
 impl Own {
@@ -135,9 +137,17 @@ impl Own {
         let watch = Opts::new("operator_watch_failures_total", "Watches that failed and were begun anew, by kind.");
         let panics =
             prometheus::IntCounter::new("operator_panics_total", "Reconciles that ended by a fault of the program.");
+        let secret_refusals = prometheus::IntCounter::new(
+            "operator_secret_refusals_total",
+            "Requests for a Secret that were refused for want of rights.",
+        );
         let given_up = prometheus::IntGauge::new(
             "operator_lists_given_up",
             "Lists that the operator may not make: in their namespaces nothing is reconciled.",
+        );
+        let served = prometheus::IntGauge::new(
+            "operator_namespaces_served",
+            "Namespaces of which everything is watched; 1 where all namespaces are watched together.",
         );
         let conflicts = Opts::new(
             "operator_conflicts_total",
@@ -147,7 +157,9 @@ impl Own {
             watch_failures: metrics.add(IntCounterVec::new(watch, &["kind"])),
             conflicts: metrics.add(IntCounterVec::new(conflicts, &["step"])),
             panics: metrics.add(panics),
+            secret_refusals: metrics.add(secret_refusals),
             given_up: metrics.add(given_up),
+            served: metrics.add(served),
         }
     }
 }
@@ -210,7 +222,7 @@ impl World {
             pods,
             meter,
             apis,
-            lists: Lists::new(own.given_up.clone()),
+            lists: Lists::new(own.given_up.clone(), own.served.clone()),
             memories: Mutex::default(),
             freed: AtomicU64::default(),
             events: Events::new(client, pod_name),
@@ -388,7 +400,9 @@ impl World {
         memory.is_about(&gateway);
         let mut seen = self.observe(&gateway, memory).await?;
         let lost = self.lost(&gateway, &seen);
-        let Some(epoch) = self.writer.leadership.epoch() else { return Ok(Next::After(rest(&seen, memory))) };
+        let Some(epoch) = self.writer.leadership.epoch() else {
+            return Ok(Next::After(self.rest(name, &seen, memory)));
+        };
         self.report(&gateway, &lost).await;
         // what there should be follows from certificates, and from objects that turn out to be somebody else's
         let mut passes = 1;
@@ -406,6 +420,8 @@ impl World {
             // a Deployment that is told of fewer takes whom it likes of those that are not marked
             let are_marked = self.mark(&gateway, &plan, memory).await?;
             let held = self.writer.objects(desired, memory, are_marked).await?;
+            // what is written now is what pods are to follow
+            (seen.config_in_force, seen.config_written) = look::configuration(&self.mirror, &gateway);
             self.writer.adopt(&gateway, desired, memory).await?;
             self.writer.prune(&gateway, desired, &held, memory).await?;
             self.order(&gateway, epoch, &plan, book).await?;
@@ -418,7 +434,7 @@ impl World {
             decided = desired::desired(&gateway, &seen, &plan, &self.installation);
         }
         let later = self.tell(&mut gateway, &seen, &plan, &decided, memory).await?;
-        let due = [Some(rest(&seen, memory)), later, plan.again_in, scaled];
+        let due = [Some(self.rest(name, &seen, memory)), later, plan.again_in, scaled];
         Ok(Next::After(due.into_iter().flatten().min().unwrap_or(REST)))
     }
 
@@ -429,6 +445,7 @@ impl World {
             mirror: &self.mirror,
             secrets: &self.secrets,
             apis: self.apis.borrow().clone(),
+            refusals: &self.own.secret_refusals,
         };
         let (mut observed, client) = look::look(&sources, gateway, Timestamp::now()).await?;
         observed.foreign.extend(memory.foreign());
@@ -438,6 +455,12 @@ impl World {
             self.pods.recheck(&Fleet::from(&Name::of(&gateway.metadata)));
         }
         Ok(observed)
+    }
+
+    /// How long to leave it alone if nothing changes.
+    fn rest(&self, name: &Name, observed: &Observed, memory: &Memory) -> Duration {
+        let rest = rest(observed, memory);
+        self.secrets.waits(name).map_or(rest, |waits| waits.min(rest))
     }
 
     fn decide(&self, gateway: &ProtocolGateway, observed: &Observed, epoch: i64, book: &mut Book) -> (Plan, Decided) {
@@ -505,11 +528,13 @@ fn rest(observed: &Observed, memory: &Memory) -> Duration {
     let times = leaves
         .chain(authorities)
         .flat_map(|certificate| [certificate.not_before, desired::tls::two_thirds(certificate), certificate.not_after]);
+    let late = status::due(observed);
     let moves = observed.authority.iter().map(|authority| desired::tls::due(authority, std::iter::empty()));
     let until = |time: Timestamp| Duration::try_from(observed.now.duration_until(time)).ok();
     // a second more: times are whole seconds here
     let due = times
         .chain(moves)
+        .chain(late)
         .filter(|time| *time > observed.now)
         .filter_map(until)
         .map(|due| due + Duration::from_secs(1));

@@ -20,7 +20,7 @@ use kube::{ResourceExt, core::DynamicObject};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    config::{FILE as CONFIG_FILE, drain_per_second as self_drain_per_second},
+    config::{FILE as CONFIG_FILE, drain_per_second as self_drain_per_second, hash as config_hash},
     network::DNS_PORT,
     workload::{ADMIN_PORT, MIN_READY_S},
 };
@@ -114,6 +114,7 @@ pub fn desired(
     objects.extend(tls::objects(&context));
     let certificates = tls::certificates(&context, choice.in_force.as_ref());
     let (objects, taken) = leave_foreign(objects, observed, certificates.taken);
+    problems.extend(tls::unread(&context));
     problems.extend(taken.iter().map(|title| name_taken(title)));
     problems.extend(observed.refused.iter().map(not_taken));
     let workload = ["ConfigMap", "Deployment"].map(|kind| format!("{kind} {}", context.name));

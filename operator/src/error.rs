@@ -156,7 +156,7 @@ impl Kind {
 }
 
 /// Doubles from [`BACKOFF_MIN`] to [`BACKOFF_MAX`], half of it by chance.
-fn backoff(failures: u32, chance: f64) -> Duration {
+pub fn backoff(failures: u32, chance: f64) -> Duration {
     let doubled = BACKOFF_MIN.saturating_mul(2u32.saturating_pow(failures.saturating_sub(1).min(16)));
     doubled.min(BACKOFF_MAX).mul_f64(0.5 + 0.5 * chance)
 }

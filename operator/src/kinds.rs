@@ -41,7 +41,8 @@ pub static CERTIFICATE: Kind =
 
 static DEPLOYMENT: Kind = Kind { status: true, ..kind("Deployment", "apps", "v1", "deployments") };
 static SERVICE: Kind = Kind { status: true, ..kind("Service", "", "v1", "services") };
-static CONFIG_MAP: Kind = kind("ConfigMap", "", "v1", "configmaps");
+/// Of one it is known when its data was written.
+pub static CONFIG_MAP: Kind = kind("ConfigMap", "", "v1", "configmaps");
 static SERVICE_ACCOUNT: Kind = kind("ServiceAccount", "", "v1", "serviceaccounts");
 static AUTOSCALER: Kind = kind("HorizontalPodAutoscaler", "autoscaling", "v2", "horizontalpodautoscalers");
 static DISRUPTION_BUDGET: Kind = kind("PodDisruptionBudget", "policy", "v1", "poddisruptionbudgets");

@@ -27,10 +27,14 @@ pub struct Observed {
     pub apis: Apis,
     /// Secrets by name, those that are referenced and those that the operator fills; what is not there is missing.
     pub secrets: BTreeMap<String, SecretFacts>,
+    /// Those of them that the operator may not read, by name, with the API server's words.
+    pub forbidden: BTreeMap<String, String>,
     /// The fleet's own CA, if there is one.
     pub authority: Option<Authority>,
     /// `gateway.yaml` of the ConfigMap that is in force.
     pub config_in_force: Option<String>,
+    /// When it was written, if that is known.
+    pub config_written: Option<Timestamp>,
     /// The Deployment, if there is one.
     pub deployment: Option<DeploymentFacts>,
     /// The Service's status, if there is one.
@@ -226,6 +230,8 @@ pub struct Load {
     pub upstream_throttled: bool,
     /// Whom it lets go, by whose order ever.
     pub drain: Option<DrainFacts>,
+    /// Names the text of the configuration that it runs by, if that came from a file.
+    pub config_in_force: Option<String>,
     /// Why it does not run by the configuration that it was given last.
     pub config_problem: Option<String>,
     /// Why it does not use the Secrets that it was given last.

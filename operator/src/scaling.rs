@@ -11,6 +11,8 @@ use crds::{
     status::{Drain, LastRebalance},
 };
 pub use planner::{Ledger, Note, Order};
+
+pub(crate) use self::facts::current_template;
 use planner::{
     Millis,
     autoscale::{Bounds, History},

@@ -70,6 +70,9 @@ pub fn referenced(config: &GatewayConfig) -> Vec<Reference> {
 pub fn judge(reference: &Reference, observed: &Observed) -> Result<(), Problem> {
     let Reference { secret_name, usage, path } = reference;
     let problem = |reason, what: &str| Problem { reason, message: format!("spec.{path}: Secret {secret_name} {what}") };
+    if let Some(words) = observed.forbidden.get(secret_name) {
+        return Err(problem("SecretForbidden", &forbidden(secret_name, words)));
+    }
     let Some(facts) = observed.secrets.get(secret_name) else {
         return Err(problem("SecretMissing", &format!("is missing: create it with {}", wanted(*usage))));
     };
@@ -90,6 +93,14 @@ pub fn judge(reference: &Reference, observed: &Observed) -> Result<(), Problem> 
         )),
         _ => Ok(()),
     }
+}
+
+/// What may be done about a Secret that the operator may not read, after its name; `words` are the API server's.
+pub fn forbidden(name: &str, words: &str) -> String {
+    format!(
+        "may not be read: {words}; add to the operator's role in this namespace {{apiGroups: [\"\"], resources: [secrets], \
+         resourceNames: [{name}], verbs: [get]}}, or upgrade its chart, which allows it for all; it is asked for again by itself"
+    )
 }
 
 /// What a Secret must hold, for messages.

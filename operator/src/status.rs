@@ -4,6 +4,8 @@
 
 mod conditions;
 
+pub(crate) use self::conditions::due;
+
 use std::collections::BTreeMap;
 
 use crds::{

@@ -3,47 +3,21 @@
 //! Each case is a directory: `gateway.yaml` and `observed.yaml` in, `desired.yaml` and `status.yaml` out. With
 //! `GOLDEN=write` what comes out is written instead of compared: look at the difference before committing it.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+#[path = "support/cases.rs"]
+mod cases;
+
+use std::{fs, path::Path};
 
 use crds::ProtocolGateway;
 use gateway_core::config::GatewayConfig;
 use operator::{
-    desired::{self, Desired, Installation, Invalid},
-    observe::Observed,
-    scaling::{self, Ledger, Plan},
+    desired::{self, Desired, Invalid},
+    scaling::{self, Ledger},
     status::status,
 };
 use serde_json::{Value, json};
 
-/// The leader that decides.
-const EPOCH: i64 = 7;
-
-fn cases() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
-    let mut cases: Vec<PathBuf> =
-        fs::read_dir(root).expect("there are cases").map(|entry| entry.expect("it can be read").path()).collect();
-    cases.sort();
-    cases
-}
-
-fn read<T: serde::de::DeserializeOwned>(path: &Path) -> T {
-    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-fn decide(case: &Path) -> (ProtocolGateway, Observed, Plan, Result<Desired, Invalid>) {
-    let gateway: ProtocolGateway = read(&case.join("gateway.yaml"));
-    let observed: Observed = read(&case.join("observed.yaml"));
-    let installation = Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned() };
-    let mut ledger = Ledger::new(0, &[]);
-    ledger.see(observed.pods.iter().map(|pod| (pod.name.as_str(), pod.deletion_cost)), 0);
-    let plan = scaling::plan(&gateway, &observed, EPOCH, &ledger);
-    let decided = desired::desired(&gateway, &observed, &plan, &installation);
-    (gateway, observed, plan, decided)
-}
+use self::cases::{EPOCH, cases, decide, installation};
 
 fn shown(decided: &Result<Desired, Invalid>) -> Value {
     match decided {
@@ -90,7 +64,7 @@ fn the_same_is_said_twice_and_a_status_that_was_written_stays() {
 #[test]
 fn pods_are_replaced_only_for_what_a_running_gateway_cannot_follow() {
     let case = cases().remove(0);
-    let installation = Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned() };
+    let installation = installation();
     let templates = |change: fn(&mut ProtocolGateway)| {
         let (mut gateway, observed, ..) = decide(&case);
         change(&mut gateway);
@@ -123,9 +97,9 @@ fn pods_are_replaced_only_for_what_a_running_gateway_cannot_follow() {
 
 #[test]
 fn old_pods_are_reached_until_they_are_gone() {
-    let case = cases().into_iter().find(|case| case.ends_with("27-old-pods-keep-their-ports-during-a-rollout"));
+    let case = cases().into_iter().find(|case| case.ends_with("30-old-pods-keep-their-ports-during-a-rollout"));
     let (gateway, mut observed, plan, decided) = decide(&case.expect("it is there"));
-    let installation = Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned() };
+    let installation = installation();
     let object = |desired: &Desired, kind: &str| {
         desired.objects.iter().map(|object| json!(object)).find(|object| object["kind"] == kind).expect("it is made")
     };

@@ -148,6 +148,7 @@ pub(super) const FIELDS: &[Field] = &[
     number("limits.connectsPerSecond", 1, 100_000, "500"),
     number("limits.handshakesMax", 1, 10_000, "5000"),
     size("limits.packetBytesMax", "1KiB", "32MiB", "messageBytesMax and room for a topic"),
+    size("limits.unauthenticatedBytesMax", "64KiB", "1GiB", "64MiB"),
     size("limits.messageBytesMax", "1KiB", "16MiB", "256KiB"),
     number("limits.propertiesMax", 1, 1024, "256"),
     number("limits.inflightMax", 1, 1000, "16"),

@@ -3,11 +3,13 @@
 //! [`login`] reads a CONNECT, [`Keys`] judge it where the keys are known here (`sas.verify: Local`, client certificates).
 //! A token for the hub to judge (`sas.verify: Hub`) never passes through [`Keys`].
 
+mod client;
 mod keys;
 mod login;
 mod token;
 
 pub use self::{
+    client::{CLIENT_TEXT_BYTES_MAX, Client},
     keys::{ClientCertificate, Key, KeyError, KeyFileError, Keys},
     login::login,
     token::sign,
@@ -21,8 +23,6 @@ pub struct Login<'a> {
     pub identity: DeviceId,
     /// Host part of the user name: the hub, not this gateway.
     pub hub_host: &'a str,
-    /// `api-version`, if given.
-    pub api_version: Option<&'a str>,
     /// `DeviceClientType`, percent-encoded as received, if given.
     pub client_type: Option<&'a str>,
     /// `model-id`, percent-encoded as received, if given.

@@ -70,6 +70,8 @@ struct Candidate {
     will: Option<Box<LastWill>>,
     silence_max: Duration,
     deadline: Millis,
+    /// Of its CONNECT: what is kept until the verdict, here and where the token waits.
+    kept_bytes: usize,
 }
 
 /// How much is under way: for `gateway_inflight` and `/connections`.
@@ -299,6 +301,7 @@ impl Session {
             will,
             silence_max: silence_max(connect.keep_alive_s, cx.settings.limits.keep_alive_max),
             deadline: now.monotonic.after(cx.verdict_bound()),
+            kept_bytes: kept_bytes(connect),
         }));
         out(Effect::Authenticate(login));
         Ok(())
@@ -352,6 +355,11 @@ fn check_login<'a>(connect: &Connect<'a>, settings: &Settings) -> Result<auth::L
         return Err(Refused { code: ConnectCode::IdentifierRejected, reason: RefusedReason::ClientId });
     }
     auth::login(connect, settings)
+}
+
+fn kept_bytes(connect: &Connect<'_>) -> usize {
+    let will = connect.will.as_ref().map_or(0, |will| will.topic.len() + will.payload.len());
+    will + connect.password.map_or(0, <[u8]>::len)
 }
 
 /// [MQTT-3.1.2-24] one and a half keep-alive periods; contract §2.4: the hub's cap holds for 0 too.

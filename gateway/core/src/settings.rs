@@ -275,6 +275,8 @@ pub struct Limits {
     pub handshakes_max: u32,
     /// Whole MQTT packet, in bytes.
     pub packet_bytes_max: usize,
+    /// Unfinished first packets of all connections together, in bytes.
+    pub unauthenticated_bytes_max: usize,
     /// Body and properties of a message, in bytes (IoT Hub: 262144).
     pub message_bytes_max: usize,
     /// Properties of one message: those of the bag, of topic variables and the gateway's own.

@@ -98,6 +98,7 @@ fn common_rows() -> Vec<Row> {
         ("limits.connectsPerSecond", json!(7), AtOnce),
         ("limits.handshakesMax", json!(7), AtOnce),
         ("limits.packetBytesMax", json!("700KiB"), AtOnce),
+        ("limits.unauthenticatedBytesMax", json!("7MiB"), AtOnce),
         ("limits.propertiesMax", json!(7), AtOnce),
         ("limits.inflightMax", json!(7), NextConnect),
         ("limits.handshakeTimeout", json!("7s"), NextConnect),

@@ -287,6 +287,8 @@ fn every_limit_towards_devices_has_a_range() {
         "handshakesMax: 0",
         "packetBytesMax: 1KiB",
         "packetBytesMax: 33MiB",
+        "unauthenticatedBytesMax: 63KiB",
+        "unauthenticatedBytesMax: 1025MiB",
         "messageBytesMax: 1023",
         "messageBytesMax: 1.5KiB",
         "propertiesMax: 0",
@@ -349,12 +351,13 @@ fn every_limit_upstream_has_a_range() {
 fn limits_take_effect() {
     let limits = settings(&with(
         "limits: {connectionsMax: 10, connectsPerSecond: 5, handshakesMax: 2, packetBytesMax: 4KiB, messageBytesMax: 2048, \
-         propertiesMax: 7, inflightMax: 3, handshakeTimeout: 1s, keepAliveMax: 1m, tokenExpiryGrace: 0s, clockSkewMax: 0s, \
+         unauthenticatedBytesMax: 1MiB, propertiesMax: 7, inflightMax: 3, handshakeTimeout: 1s, keepAliveMax: 1m, tokenExpiryGrace: 0s, clockSkewMax: 0s, \
          outputBytesMax: 8KiB, writeTimeout: 2s, drainPerSecond: 0.5, drainAloneAfter: 9s, drainTimeout: 4s, shutdownTimeout: 3s}",
     ))
     .limits;
     assert_eq!((limits.connections_max, limits.connects_per_second, limits.handshakes_max), (10, 5, 2));
     assert_eq!((limits.packet_bytes_max, limits.message_bytes_max, limits.output_bytes_max), (4096, 2048, 8192));
+    assert_eq!(limits.unauthenticated_bytes_max, 1 << 20);
     assert_eq!((limits.properties_max, limits.inflight_max, limits.drain_per_second.0), (7, 3, 0.5));
     let times = [
         limits.handshake_timeout,

@@ -77,6 +77,8 @@ pub struct Connection {
     phase: Phase,
     /// Bytes of an incomplete packet, or of packets that the session does not want yet.
     partial: Vec<u8>,
+    /// Its part of [`Core::unauthenticated`].
+    unauthenticated_bytes: usize,
     /// Bytes that the socket has not taken, and since when.
     unsent: Vec<u8>,
     unsent_since: Millis,
@@ -150,6 +152,7 @@ impl Connection {
             link: None,
             phase,
             partial: Vec::new(),
+            unauthenticated_bytes: 0,
             unsent: Vec::new(),
             unsent_since: Millis(0),
             paused: false,
@@ -183,6 +186,7 @@ impl Connection {
             // the CONNECT may just have made one: it must know whom to wake
             self.take_events(cx, core, bench, now);
         }
+        self.bound_unauthenticated(core, bench, now);
         self.write_out(cx, core, bench, now);
         self.say_goodbye(cx, bench, now);
         self.note_in_flight(core, now);
@@ -375,6 +379,10 @@ impl Connection {
         matches!(self.phase, Phase::Handshaking { .. })
     }
 
+    fn is_serving(&self) -> bool {
+        matches!(self.phase, Phase::Serving)
+    }
+
     /// The handshake is done: the time for CONNECT begins.
     fn establish(&mut self, core: &Core, now: Now) {
         if self.is_handshaking() {
@@ -386,7 +394,7 @@ impl Connection {
     fn handle_payload(&mut self, core: &Rc<Core>, bench: &mut Bench, payload: &[u8], now: Now) {
         if self.partial.is_empty() {
             let used = self.decode(core, bench, payload, now);
-            if used < payload.len() {
+            if used < payload.len() && self.is_serving() {
                 self.partial = payload[used..].to_vec();
             }
             return;
@@ -397,13 +405,30 @@ impl Connection {
         self.keep(partial, used);
     }
 
-    /// Keeps what is not used, in no more room than it needs.
+    /// Keeps what is not used, in no more room than it needs; nothing of a connection that ends.
     fn keep(&mut self, mut bytes: Vec<u8>, used: usize) {
+        if !self.is_serving() {
+            return;
+        }
         bytes.drain(..used);
         if bytes.capacity() - bytes.len() > SPARE_BYTES_MAX {
             bytes.shrink_to_fit();
         }
         self.partial = if bytes.is_empty() { Vec::new() } else { bytes };
+    }
+
+    /// Counts what is kept before the device is let in; it goes if that is too much for all such connections together.
+    fn bound_unauthenticated(&mut self, core: &Rc<Core>, bench: &mut Bench, now: Now) {
+        let kept = if self.accepted { 0 } else { self.partial.capacity() + self.session.unauthenticated_bytes() };
+        if kept == 0 && self.unauthenticated_bytes == 0 {
+            return;
+        }
+        let bytes_max = core.unauthenticated_bytes_max();
+        if !core.unauthenticated.keep(&mut self.unauthenticated_bytes, kept, bytes_max) {
+            core.metrics.limits.at(Limit::UnauthenticatedBytes).inc();
+            self.close(core, bench, CloseCause::UnauthenticatedBytes, now);
+            core.unauthenticated.keep(&mut self.unauthenticated_bytes, 0, bytes_max);
+        }
     }
 
     /// Hands every whole packet to the session while it wants one. Gives the bytes used.
@@ -554,6 +579,7 @@ impl Drop for Connection {
             gauge.add(-1);
         }
         self.core.metrics.down.inflight.add(-(self.in_flight.commands.cast_signed() as i64));
+        self.core.unauthenticated.keep(&mut self.unauthenticated_bytes, 0, 0);
         self.core.dismiss(self.place, self.armed);
     }
 }

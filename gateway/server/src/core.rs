@@ -35,6 +35,7 @@ use crate::{
     presence::Place,
     server::{Shared, Stage},
     transport::Buffers,
+    unauthenticated::{self, Unauthenticated},
     upstream::{CoreShare, Upstream, UpstreamSecrets},
     wheel::{Tick, Wheel},
 };
@@ -113,6 +114,8 @@ pub struct Core {
     pub roster: RefCell<Slab<Entry>>,
     /// Lent to one connection at a time.
     pub bench: RefCell<Bench>,
+    /// What connections keep before they are let in.
+    pub unauthenticated: Unauthenticated,
     picks: RefCell<Picks<PlaceOnCore>>,
     /// How often somebody ceased to be trusted.
     trust: Cell<u32>,
@@ -312,6 +315,7 @@ impl Core {
             wheel: Wheel::default(),
             roster: RefCell::default(),
             bench: RefCell::new(bench),
+            unauthenticated: Unauthenticated::default(),
             picks: RefCell::default(),
             trust: Cell::new(0),
             empty: tokio::sync::Notify::new(),
@@ -321,6 +325,11 @@ impl Core {
     /// What the gateway runs by. Not to be held while others run.
     pub fn settings(&self) -> Ref<'_, Settings> {
         Ref::map(self.settings.borrow(), |settings| &**settings)
+    }
+
+    /// What connections of this core may keep before they are let in, all together.
+    pub fn unauthenticated_bytes_max(&self) -> usize {
+        unauthenticated::bytes_max(&self.settings().limits, self.shared.cores.len())
     }
 
     /// Changes when somebody ceases to be trusted.

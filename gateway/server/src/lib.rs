@@ -28,3 +28,4 @@ pub mod reload;
 pub mod secrets;
 pub mod standing;
 pub mod summary;
+pub mod unauthenticated;

@@ -24,13 +24,14 @@ use std::{
 };
 
 use gateway_core::{
+    auth::Client,
     message::{CommandTag, QoS, Settlement, Telemetry},
     session::effect::Slot,
     time::UnixSeconds,
     upstream::ConnectionKey,
 };
 
-pub(crate) use device::Passenger;
+pub(crate) use device::{Passenger, Role};
 use state::State;
 
 use crate::upstream::pool::Pool;
@@ -76,6 +77,10 @@ impl Link {
     pub(crate) fn authorize(&self, device: u32, token: &str, expires: UnixSeconds) {
         self.state.borrow_mut().authorize(device, token, expires);
         self.wake();
+    }
+
+    pub(crate) fn introduce(&self, device: u32, client: Client) {
+        self.state.borrow_mut().introduce(device, client);
     }
 
     pub(crate) fn send(&self, device: u32, name: (Slot, QoS), telemetry: &Telemetry<'_>) {

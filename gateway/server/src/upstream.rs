@@ -21,7 +21,7 @@ use std::{
 };
 
 use gateway_core::{
-    auth::Refused,
+    auth::{Client, Refused},
     message::{CommandTag, DeviceId, QoS, Settlement, Telemetry},
     session::effect::Slot,
     settings::Settings,
@@ -115,6 +115,11 @@ impl DeviceLink {
     /// Asks the hub whether `token` proves this device (CBS put-token); answered by [`UpstreamEvent::Authorized`].
     pub fn authorize(&self, token: &str, expires: UnixSeconds) {
         self.on_link(|link, device| link.authorize(device, token, expires));
+    }
+
+    /// What the hub is to be told of the device when its links attach. To be called before anything that attaches one.
+    pub fn introduce(&self, client: Client) {
+        self.on_link(|link, device| link.introduce(device, client));
     }
 
     /// Hands one message over; answered by [`UpstreamEvent::Outcome`], and counted by what became of it. It is encoded before

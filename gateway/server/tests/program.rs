@@ -13,6 +13,10 @@ use std::{
 };
 
 use device::script::{Device, Login, Transport};
+use hub::{
+    Hub, HubConfig,
+    domain::{Action, Fault, Kind, Query},
+};
 use rustix::process::{Pid, Signal, kill_process};
 
 const KEY: &str = "a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s=";
@@ -163,13 +167,64 @@ fn a_port_that_is_taken_is_named() {
 }
 
 #[test]
-fn sigterm_drains_and_exits_with_0() {
-    let folder = Folder::new();
-    let (mut child, port) = serving(&folder);
+fn sigterm_lets_a_device_go_when_its_message_is_settled_and_exits_with_0() {
+    let (folder, hub) = (Folder::new(), Hub::start(HubConfig::default()).unwrap());
+    hub.add_device("d1").unwrap();
+    let policy = hub.policy_connection_string("device").unwrap();
+    fs::write(folder.0.join("secrets/policy/key"), policy.rsplit_once("SharedAccessKey=").unwrap().1).unwrap();
+    fs::create_dir_all(folder.0.join("secrets/hub-ca")).unwrap();
+    fs::write(folder.0.join("secrets/hub-ca/ca.crt"), hub.ca_pem()).unwrap();
+    let upstream = format!("port: {}, caSecretName: hub-ca,", hub.addresses().amqps.port());
+    let yaml = yaml(0).replace("port: 1,", &upstream).replace("1s", "20s, drainAloneAfter: 0s");
+    let (mut child, port) = serving_with(&folder, &yaml);
+    let login = Login::with_key("localhost", "d1", KEY).unwrap();
+    let mut device = Device::connect((Ipv4Addr::LOCALHOST, port).into(), &Transport::Plain, &login).unwrap();
     let _silent = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let topic = |id: &str| format!("devices/d1/messages/events/%24.mid={id}");
+    let id = device.publish(&topic("before"), b"x").unwrap();
+    device.expect_puback(id).unwrap();
+    hub.inject(Fault::new(Action::Delay { ms: 1500 }).count(1));
+    let id = device.publish(&topic("in-flight"), b"x").unwrap();
+    // it was read, and has no outcome yet
+    device.ping().unwrap();
     signal(&child, Signal::TERM);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(child.try_wait().unwrap(), None, "what is in flight settles first");
+    device.expect_puback(id).unwrap();
+    device.expect_close().unwrap();
     assert_eq!(exit_code(&mut child), 0);
-    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+    let entries = hub.ledger().entries(&Query { kind: Some(Kind::Telemetry), ..Query::default() });
+    let stored: Vec<_> = entries.iter().map(|entry| entry.message_id.as_deref().unwrap()).collect();
+    assert_eq!(stored, ["before", "in-flight"]);
+}
+
+#[test]
+fn a_listener_without_encryption_says_so_when_it_starts() {
+    let folder = Folder::new();
+    let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    fs::create_dir_all(folder.0.join("secrets/serving")).unwrap();
+    fs::write(folder.0.join("secrets/serving/tls.crt"), certificate.cert.pem()).unwrap();
+    fs::write(folder.0.join("secrets/serving/tls.key"), certificate.signing_key.serialize_pem()).unwrap();
+    let both = "listeners: [{name: mqtts, protocol: MQTT, address: 127.0.0.1, port: 0}, ";
+    let yaml = yaml(0).replace("listeners: [", both) + "tls: {secretName: serving}\n";
+    let mut child = folder.command(&yaml).args(["--log-format", "json", "--cores", "1"]).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let (mut listening, mut warned) = (Vec::new(), Vec::new());
+    loop {
+        let mut line = String::new();
+        assert!(log.read_line(&mut line).unwrap() > 0, "the log ends before it serves");
+        let entry: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let listener = || entry["listener"].as_str().unwrap().to_owned();
+        match (entry["level"].as_str().unwrap(), entry["message"].as_str().unwrap()) {
+            ("INFO", "listening") => listening.push(listener()),
+            ("WARN", message) if message.contains("no encryption") => warned.push(listener()),
+            (_, message) if message.contains("gateway serves") => break,
+            _ => {}
+        }
+    }
+    assert_eq!((listening, warned), (vec!["mqtts".to_owned(), "plain".to_owned()], vec!["plain".to_owned()]));
+    signal(&child, Signal::INT);
+    assert_eq!(exit_code(&mut child), 0);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::{
     names,
 };
 
-/// How often numbers of devices are written, if nothing else changed: they change all the time.
+/// How often numbers of devices, and of pods in messages, are written, if nothing else changed: they change all the time.
 const COUNTS_EVERY: Duration = Duration::from_secs(10);
 
 /// What became of a status.
@@ -25,7 +25,7 @@ pub enum Told {
     Written(Option<String>),
     /// It is there already.
     Same,
-    /// Only numbers of devices differ, and these were written lately: come again after this time.
+    /// Only numbers differ, and these were written lately: come again after this time.
     Later(Duration),
 }
 
@@ -94,8 +94,8 @@ fn without_counts(status: &ProtocolGatewayStatus) -> ProtocolGatewayStatus {
     status.pods.iter_mut().for_each(|pod| pod.connections = None);
     status.drains.iter_mut().for_each(|drain| drain.remaining = 0);
     status.outlook = None;
-    // their messages count devices and seconds; their reasons say what is
-    let counting = ["Draining", "Rebalancing", "ScalingLimited"];
+    // their messages count devices, pods and seconds; their reasons say what is
+    let counting = ["Progressing", "CertificateServed", "Draining", "Rebalancing", "ScalingLimited"];
     let counts = |condition: &&mut Condition| counting.contains(&condition.type_.as_str());
     status.conditions.iter_mut().filter(counts).for_each(|condition| condition.message.clear());
     status

@@ -24,19 +24,20 @@ struct Inner {
     /// How many are not whole, awaited or not, by the namespace that they are of; `None` for all namespaces.
     missing: Mutex<BTreeMap<Option<String>, usize>>,
     given_up: IntGauge,
+    /// Namespaces that are whole; all namespaces are one.
+    served: IntGauge,
 }
 
 impl Lists {
-    pub(super) fn new(given_up: IntGauge) -> Self {
-        Self(Arc::new(Inner { awaited: watch::Sender::new(0), missing: Mutex::default(), given_up }))
+    pub(super) fn new(given_up: IntGauge, served: IntGauge) -> Self {
+        Self(Arc::new(Inner { awaited: watch::Sender::new(0), missing: Mutex::default(), given_up, served }))
     }
 
     /// One more.
     pub(super) fn expect(&self, namespace: Option<&str>) -> Expected {
-        let namespace = namespace.map(str::to_owned);
-        *self.0.missing().entry(namespace.clone()).or_default() += 1;
+        self.0.miss(namespace, 1);
         self.0.awaited.send_modify(|awaited| *awaited += 1);
-        Expected { lists: self.clone(), namespace, refusals: 0 }
+        Expected { lists: self.clone(), namespace: namespace.map(str::to_owned), refusals: 0 }
     }
 
     /// How many are awaited.
@@ -55,6 +56,15 @@ impl Lists {
 impl Inner {
     fn missing(&self) -> MutexGuard<'_, BTreeMap<Option<String>, usize>> {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// So many more lists of a namespace are not whole.
+    fn miss(&self, namespace: Option<&str>, more: isize) {
+        let mut missing = self.missing();
+        let lists = missing.entry(namespace.map(str::to_owned)).or_default();
+        *lists = lists.saturating_add_signed(more);
+        let served = missing.values().filter(|lists| **lists == 0).count();
+        self.served.set(i64::try_from(served).unwrap_or(i64::MAX));
     }
 }
 
@@ -101,9 +111,7 @@ impl Expected {
 
 impl Drop for Expected {
     fn drop(&mut self) {
-        if let Some(missing) = self.lists.0.missing().get_mut(&self.namespace) {
-            *missing -= 1;
-        }
+        self.lists.0.miss(self.namespace.as_deref(), -1);
         if self.is_given_up() {
             self.lists.0.given_up.dec();
         } else {
@@ -117,10 +125,12 @@ mod tests {
     use super::*;
 
     fn lists() -> Lists {
-        Lists::new(IntGauge::new("given_up", "a test's").expect("it is a name"))
+        let [given_up, served] =
+            ["given_up", "served"].map(|name| IntGauge::new(name, "a test's").expect("it is a name"));
+        Lists::new(given_up, served)
     }
 
-    /// Awaited, given up, and whether `a` and `b` are whole.
+    /// Awaited, given up, and whether `a` and `b` are whole. Those that were expected and are, are served.
     fn check(lists: &Lists, awaited: usize, given_up: i64, whole: (bool, bool)) {
         let found = (*lists.awaited().borrow(), lists.0.given_up.get(), (lists.are_whole("a"), lists.are_whole("b")));
         assert_eq!(found, (awaited, given_up, whole));
@@ -138,6 +148,26 @@ mod tests {
         check(&lists, 0, 1, (false, true));
         drop(refused);
         check(&lists, 0, 0, (true, true));
+    }
+
+    #[test]
+    fn namespaces_that_are_whole_are_counted() {
+        let (lists, all) = (lists(), self::lists());
+        let served = |lists: &Lists, expected: i64| assert_eq!(lists.0.served.get(), expected);
+        let (mut refused, pods, secrets) = (lists.expect(Some("a")), lists.expect(Some("b")), lists.expect(Some("b")));
+        served(&lists, 0);
+        drop(pods);
+        served(&lists, 0);
+        drop(secrets);
+        served(&lists, 1);
+        assert!((0..REFUSALS_MAX).any(|_| refused.refused()));
+        served(&lists, 1);
+        drop(refused);
+        served(&lists, 2);
+        let list = all.expect(None);
+        served(&all, 0);
+        drop(list);
+        served(&all, 1);
     }
 
     #[test]

@@ -80,6 +80,7 @@ fn load(report: &Report) -> Option<Load> {
         upstream_failing: said.upstream.failing.clone(),
         upstream_throttled: said.upstream.throttled,
         drain,
+        config_in_force: Some(said.config.in_force.clone()).filter(|hash| !hash.is_empty()),
         config_problem: said.config.problem.clone(),
         secrets_problem: said.secrets_problem.clone(),
     })

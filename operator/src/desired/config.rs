@@ -77,6 +77,10 @@ fn text(checked: &Checked) -> String {
 
 /// Hash of what a pod follows only by a restart. It reads its file and its Secrets again when they change.
 pub(super) fn started_with(checked: &Checked) -> String {
-    let hash = digest::digest(&digest::SHA256, checked.settings.restart_text().as_bytes());
-    secrets::hex(&hash.as_ref()[..8])
+    hash(&checked.settings.restart_text())
+}
+
+/// What names a configuration's text, as pods say it of theirs: the first 8 bytes of its SHA-256 in lower-case hexadecimal.
+pub fn hash(text: &str) -> String {
+    secrets::hex(&digest::digest(&digest::SHA256, text.as_bytes()).as_ref()[..8])
 }

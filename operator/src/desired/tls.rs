@@ -148,6 +148,9 @@ pub(super) fn certificates(context: &Context<'_>, in_force: Option<&Checked>) ->
         // filled by another, and not to be taken from under its hands
         secrets.insert(names::serving(&context.name));
     }
+    // what it holds is not known: it is neither written nor deleted
+    let named = names::secrets(&context.name).into_iter();
+    secrets.extend(named.filter(|secret| context.observed.forbidden.contains_key(secret)));
     let leaves = leaves.into_iter().filter(|leaf| !is_taken(&leaf.secret)).collect();
     let steps = if is_taken(&secret) { Vec::new() } else { steps(context.observed, leaves, secret) };
     Certificates { steps, secrets, taken }
@@ -156,15 +159,19 @@ pub(super) fn certificates(context: &Context<'_>, in_force: Option<&Checked>) ->
 /// The next steps of the CA in `secret` and of what it signs, from its state, the Secrets of `leaves` and the time in
 /// `observed`. By whom a leaf is signed is filled in.
 pub fn steps(observed: &Observed, leaves: Vec<Leaf>, secret: String) -> Vec<Step> {
+    if observed.forbidden.contains_key(&secret) {
+        return Vec::new();
+    }
     let Some(authority) = &observed.authority else {
         return vec![Step::CreateAuthority { secret, life_s: AUTHORITY_LIFE.as_secs() }];
     };
     let now = observed.now;
+    let is_blind = leaves.iter().any(|leaf| observed.forbidden.contains_key(&leaf.secret));
     let leaves: Vec<Step> =
         leaves.into_iter().filter_map(|leaf| leaf_step(observed, signed_by(authority, leaf))).collect();
     let moves = authority_step(authority, now, secret);
     // the CA moves on only when everything below it has followed; at its end there is nothing to wait for
-    let first = leaves.is_empty() || now >= authority.current.not_after - LAST;
+    let first = (leaves.is_empty() && !is_blind) || now >= authority.current.not_after - LAST;
     moves.filter(|_| first).map_or(leaves, |step| vec![step])
 }
 
@@ -262,6 +269,9 @@ fn serving_names(context: &Context<'_>, wanted: &[String]) -> BTreeSet<String> {
 }
 
 fn leaf_step(observed: &Observed, leaf: Leaf) -> Option<Step> {
+    if observed.forbidden.contains_key(&leaf.secret) {
+        return None;
+    }
     let facts = observed.secrets.get(&leaf.secret);
     let Some((facts, certificate)) = facts.and_then(|facts| Some((facts, facts.certificate.as_ref()?))) else {
         return Some(Step::Issue(leaf));
@@ -301,6 +311,24 @@ pub(super) fn objects(context: &Context<'_>) -> Vec<DynamicObject> {
     }))]
 }
 
+/// Secrets that the operator fills for this fleet.
+fn made(context: &Context<'_>) -> impl Iterator<Item = String> {
+    let serving = names::serving(&context.name);
+    let is_others = context.gateway.spec.tls.self_signed.is_none();
+    names::secrets(&context.name).into_iter().filter(move |secret| !(is_others && *secret == serving))
+}
+
+/// Secrets that the operator fills and may not read.
+pub(super) fn unread(context: &Context<'_>) -> Vec<Problem> {
+    let forbidden = &context.observed.forbidden;
+    let problem = |secret: String| {
+        let what = secrets::forbidden(&secret, forbidden.get(&secret)?);
+        let message = format!("Secret {secret} {what}; what is in it is not renewed meanwhile");
+        Some(Problem { reason: "SecretForbidden", message })
+    };
+    made(context).filter_map(problem).collect()
+}
+
 /// What keeps the listeners from having a certificate, where it is not the user's own.
 pub(super) fn problem(context: &Context<'_>) -> Option<Problem> {
     context.gateway.spec.tls.cert_manager.as_ref()?;
@@ -313,7 +341,10 @@ pub(super) fn problem(context: &Context<'_>) -> Option<Problem> {
         });
     }
     let secret_name = names::serving(&context.name);
-    if !context.observed.secrets.contains_key(&secret_name) {
+    let is_known = |observed: &Observed| {
+        observed.secrets.contains_key(&secret_name) || observed.forbidden.contains_key(&secret_name)
+    };
+    if !is_known(context.observed) {
         return Some(Problem {
             reason: "CertificatePending",
             message: format!(
@@ -329,6 +360,7 @@ pub(super) fn problem(context: &Context<'_>) -> Option<Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::SecretFacts;
 
     fn day(number: i64) -> Timestamp {
         Timestamp::UNIX_EPOCH + SignedDuration::from_hours(24 * number)
@@ -362,5 +394,43 @@ mod tests {
         check(&ca, 2494, Some(&Step::DropPreviousAuthority { secret: secret() }));
         ca.previous = None;
         check(&ca, 2494, None);
+    }
+
+    #[test]
+    fn a_ca_waits_for_what_it_signed_and_may_not_be_read() {
+        let leaf = Leaf {
+            secret: "leaf".to_owned(),
+            purpose: Purpose::Server,
+            dns_names: BTreeSet::new(),
+            ip_addresses: BTreeSet::new(),
+            life_s: LEAF_LIFE.as_secs(),
+            authority: String::new(),
+            trust: Vec::new(),
+        };
+        let check = |now: i64, forbidden: &[&str], expected: &[&str]| {
+            let mut observed = Observed {
+                now: day(now),
+                authority: Some(Authority { current: authority("1", 0), next: None, previous: None }),
+                forbidden: forbidden.iter().map(|secret| ((*secret).to_owned(), "no".to_owned())).collect(),
+                ..Observed::default()
+            };
+            let certificate = Certificate { not_before: day(now), not_after: day(now + 90), ..Certificate::default() };
+            let facts = SecretFacts {
+                certificate: Some(certificate),
+                authority: Some("1".to_owned()),
+                trust: vec!["1".to_owned()],
+                ..SecretFacts::default()
+            };
+            if !forbidden.contains(&"leaf") {
+                observed.secrets.insert("leaf".to_owned(), facts);
+            }
+            let steps = steps(&observed, vec![leaf.clone()], "ca".to_owned());
+            assert_eq!(steps.iter().map(Step::name).collect::<Vec<_>>(), expected, "day {now} {forbidden:?}");
+        };
+        check(2434, &[], &["add next authority"]);
+        check(2434, &["leaf"], &[]);
+        check(2434, &["ca"], &[]);
+        // its end waits for nobody
+        check(3650, &["leaf"], &["add next authority"]);
     }
 }

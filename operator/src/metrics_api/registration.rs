@@ -262,8 +262,9 @@ impl Registrar {
     /// Says who serves, and writes what is to be written; whether nothing is left to do.
     async fn keep(&mut self, api: &Api<APIService>, existing: &Existing) -> bool {
         let leads = self.leadership.epoch().is_some();
-        // who does not lead does not write: who owns what it would write does not matter
-        let wanted = if leads { self.wanted().await } else { Ok(Wanted::Later) };
+        // Who does not lead does not write: who owns what it would write does not matter. That it is switched off does, from
+        // the first moment of leading on.
+        let wanted = if leads || !self.wanted { self.wanted().await } else { Ok(Wanted::Later) };
         let (wanted, mut done) = match wanted {
             Ok(wanted) => (wanted, true),
             Err(problem) => {

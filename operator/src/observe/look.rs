@@ -9,18 +9,19 @@ use crds::ProtocolGateway;
 use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::DeploymentStatus, core::v1::ServiceStatus};
 use kube::{Client, ResourceExt};
+use prometheus::IntCounter;
 use rustls::ClientConfig;
 use serde_json::Value;
 
 use super::{
     Apis, DeploymentFacts, LetThrough, Observed,
     mirror::{Mirror, Mirrored, Name, Owner},
-    secrets::Secrets,
+    secrets::{Looked, Secrets},
 };
 use crate::{
     desired,
     error::{Kind as Failure, ReconcileError, Step},
-    kinds::{Kind, OWNED},
+    kinds::{CONFIG_MAP, Kind, OWNED},
     names,
 };
 
@@ -34,6 +35,8 @@ pub struct Sources<'a> {
     pub secrets: &'a Secrets,
     /// What this cluster can do.
     pub apis: Apis,
+    /// Counts Secrets that could not be read for want of rights.
+    pub refusals: &'a IntCounter,
 }
 
 /// Everything a decision needs about `gateway`, but for what its pods say and what earlier writes were answered; and how to ask
@@ -45,19 +48,22 @@ pub async fn look(
 ) -> Result<(Observed, Option<Arc<ClientConfig>>), ReconcileError> {
     let name = Name::of(&gateway.metadata);
     let (ours, foreign) = sort(sources.mirror, gateway)?;
-    let object = |kind: &str| ours.get(&(kind, name.name.clone())).map(|object| object.body());
-    let config_in_force =
-        object("ConfigMap").and_then(|config| config["data"][desired::CONFIG_FILE].as_str().map(str::to_owned));
+    let (config_in_force, config_written) = configuration(sources.mirror, gateway);
     let deployment = ours.get(&("Deployment", name.name.clone())).map(|deployment| deployment_facts(deployment));
-    let service = object("Service").map(|service| status::<ServiceStatus>(&service));
-    let let_through = object("NetworkPolicy").map(|policy| let_through(&policy));
+    let service = ours.get(&("Service", name.name.clone())).map(|service| status::<ServiceStatus>(&service.body()));
+    let policy = ours.get(&("NetworkPolicy", name.name.clone()));
+    let let_through = policy.map(|policy| let_through(&policy.body()));
     let wanted = Arc::new(desired::references(gateway, config_in_force.as_deref()));
     let seen = sources.secrets.look(sources.client, &name, &wanted).await;
-    let seen = seen.map_err(|(object, error)| ReconcileError::of(Step::Observe, object, &error))?;
+    let Looked { seen, forbidden, refusals } =
+        seen.map_err(|(object, error)| ReconcileError::of(Step::Observe, object, &error))?;
+    sources.refusals.inc_by(refusals);
     let mut observed = Observed {
         now,
         apis: sources.apis.clone(),
+        forbidden,
         config_in_force,
+        config_written,
         deployment,
         service,
         let_through,
@@ -82,6 +88,13 @@ pub async fn look(
         observed.secrets.insert(secret, seen.facts);
     }
     Ok((observed, client))
+}
+
+/// The configuration that is written for pods, and when that was.
+pub fn configuration(mirror: &Mirror, gateway: &ProtocolGateway) -> (Option<String>, Option<Timestamp>) {
+    let config = mirror.get(&CONFIG_MAP, &Name::of(&gateway.metadata)).filter(|config| is_ours(&config.owner, gateway));
+    let text = |config: &Mirrored| config.body()["data"][desired::CONFIG_FILE].as_str().map(str::to_owned);
+    config.map(|config| (text(&config), config.written)).unwrap_or_default()
 }
 
 /// Whether the operator fills it: the listeners' certificate may be cert-manager's or the user's, whatever its name.

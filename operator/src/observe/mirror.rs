@@ -8,12 +8,16 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DynamicObject;
 use serde_json::{Value, json};
 
 use super::{Autoscalers, pods::SeenPod};
-use crate::{kinds::Kind, names};
+use crate::{
+    kinds::{CONFIG_MAP, Kind},
+    names,
+};
 
 /// Namespace and name of an object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,6 +99,8 @@ pub struct Mirrored {
     pub generation: i64,
     /// Whether it is being deleted.
     pub ends: bool,
+    /// When its data was written last, if that is known: of a ConfigMap.
+    pub written: Option<Timestamp>,
     /// The object as JSON, without what changes by itself.
     body: Box<[u8]>,
 }
@@ -112,6 +118,7 @@ impl Mirrored {
             owner: owner(&metadata),
             generation: metadata.generation.unwrap_or(0),
             ends: metadata.deletion_timestamp.is_some(),
+            written: written(&metadata).filter(|_| *kind == CONFIG_MAP),
             uid: metadata.uid.unwrap_or_default(),
             body: data.to_string().into_bytes().into(),
         }
@@ -140,6 +147,15 @@ fn kept(metadata: &ObjectMeta, kind: &Kind) -> Value {
         keep("deletionTimestamp", json!(metadata.deletion_timestamp));
     }
     kept
+}
+
+/// When somebody wrote `data` so that it changed.
+fn written(metadata: &ObjectMeta) -> Option<Timestamp> {
+    let of_data = metadata.managed_fields.iter().flatten().filter(|entry| {
+        let fields = entry.fields_v1.as_ref();
+        fields.is_some_and(|fields| fields.0.get("f:data").is_some())
+    });
+    of_data.filter_map(|entry| Some(entry.time.as_ref()?.0)).max()
 }
 
 /// `metadata.resourceVersion` as the number that it is; 0 where it is none.
@@ -313,6 +329,21 @@ mod tests {
         );
         assert!(mirror.remove(kind, &name).is_some());
         assert!(mirror.remove(kind, &name).is_none());
+    }
+
+    #[test]
+    fn it_is_known_when_a_config_map_was_written_and_not_when_it_was_labelled() {
+        let entry = |field: &str, time: &str| json!({"manager": "m", "operation": "Update", "time": time, "fieldsV1": {field: {}}});
+        let mut object = config_map("1", "x");
+        let fields = [
+            entry("f:data", "2026-01-01T00:00:00Z"),
+            entry("f:data", "2026-01-02T00:00:00Z"),
+            entry("f:metadata", "2026-01-03T00:00:00Z"),
+        ];
+        object.metadata.managed_fields = serde_json::from_value(json!(fields)).expect("they are entries");
+        let written = |kind| Mirrored::new(kind, object.clone()).written.map(|time| time.to_string());
+        assert_eq!(written(&CONFIG_MAP).as_deref(), Some("2026-01-02T00:00:00Z"));
+        assert_eq!(written(&kinds::SECRET), None);
     }
 
     #[test]

@@ -92,7 +92,7 @@ pub(super) fn load(load: &crate::observe::Load) -> Load {
 
 /// The hash of the newest template: the one of as many pods as the Deployment says are updated; of several such, the one whose
 /// pod was made last.
-fn current_template(observed: &Observed) -> Option<&str> {
+pub(crate) fn current_template(observed: &Observed) -> Option<&str> {
     let mut templates: BTreeMap<&str, (i32, Option<jiff::Timestamp>)> = BTreeMap::new();
     for pod in observed.pods.iter().filter(|pod| !pod.template.is_empty()) {
         let entry = templates.entry(&pod.template).or_default();

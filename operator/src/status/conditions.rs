@@ -1,17 +1,19 @@
 //! The conditions: each says in its message what is, and what to do where something must be done.
 
+mod certificate;
+mod configuration;
 mod scaling;
 
 use crds::{ProtocolGateway, cluster::ServiceType};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::ResourceExt;
 
 use crate::{
     desired::{Desired, Invalid, count},
-    names,
     observe::{CustomMetrics, DeploymentFacts, Observed, PodFacts},
     scaling::Plan,
 };
+
+pub(crate) use self::configuration::due;
 
 /// What a condition says.
 struct Verdict {
@@ -37,7 +39,7 @@ pub(super) fn conditions(
         ("Ready", ready(gateway, observed, decided)),
         ("Progressing", progressing(gateway, observed, decided)),
         ("Degraded", degraded(observed, decided)),
-        ("CertificateServed", certificate_served(gateway, observed)),
+        ("CertificateServed", certificate::served(gateway, observed)),
         ("UpstreamConnected", upstream_connected(observed)),
     ];
     if gateway.spec.scaling.is_some() {
@@ -142,6 +144,9 @@ fn progressing(gateway: &ProtocolGateway, observed: &Observed, decided: &Decided
         let how = if to < from { ": pods are drained before they go" } else { "" };
         return verdict(true, "Scaling", format!("from {from} to {to} pods{how}"));
     }
+    if let Some(spreading) = configuration::spreading(observed) {
+        return spreading;
+    }
     if gateway.spec.service.type_ == ServiceType::LoadBalancer && !has_address(observed) {
         return verdict(
             true,
@@ -162,7 +167,8 @@ fn degraded(observed: &Observed, decided: &Decided) -> Verdict {
         Err(invalid) => vec![("InvalidSpec", invalid.to_string())],
         Ok(desired) => desired.problems.iter().map(|problem| (problem.reason, problem.message.clone())).collect(),
     };
-    let not_followed = not_followed(observed).map(|message| ("ConfigNotFollowed", message));
+    let not_followed = [not_followed(observed), configuration::not_reached(observed)].into_iter().flatten();
+    let not_followed = not_followed.map(|message| ("ConfigNotFollowed", message));
     let (reasons, messages): (Vec<_>, Vec<_>) = problems.into_iter().chain(not_followed).unzip();
     match reasons.first() {
         None => verdict(false, "AsDesired", "nothing keeps the fleet from being what the spec says"),
@@ -203,26 +209,12 @@ fn refuses(pod: &PodFacts) -> Option<String> {
 /// Whether there are pods of an older template.
 fn is_rolling(deployment: &DeploymentFacts) -> bool {
     let status = &deployment.status;
-    status.observed_generation.unwrap_or(0) < deployment.generation
-        || status.updated_replicas.unwrap_or(0) < status.replicas.unwrap_or(0)
+    is_behind(deployment) || status.updated_replicas.unwrap_or(0) < status.replicas.unwrap_or(0)
 }
 
-/// True only when every ready pod was seen to serve what the Secret holds.
-fn certificate_served(gateway: &ProtocolGateway, observed: &Observed) -> Verdict {
-    let secret = gateway.spec.tls.secret_name.clone().unwrap_or_else(|| names::serving(&gateway.name_any()));
-    let Some(wanted) = observed.secrets.get(&secret).and_then(|facts| facts.certificate.as_ref()) else {
-        return verdict(None, "NoCertificate", format!("Secret {secret} holds no certificate yet"));
-    };
-    let pods: Vec<&PodFacts> = observed.pods.iter().filter(|pod| pod.ready && !pod.terminating).collect();
-    let serves = |pod: &&&PodFacts| pod.served.as_ref().is_some_and(|served| served.serial == wanted.serial);
-    let count = pods.iter().filter(serves).count();
-    let message = format!("{count} of {} ready pods serve {} (until {})", pods.len(), wanted.serial, wanted.not_after);
-    match (pods.len(), pods.iter().all(|pod| pod.served.is_some())) {
-        (0, _) => verdict(None, "NoPods", message),
-        (total, _) if total == count => verdict(true, "Served", message),
-        (_, true) => verdict(false, "OldCertificate", message),
-        (_, false) => verdict(None, "NotSeen", message),
-    }
+/// Whether its controller has not seen yet what it is to be.
+fn is_behind(deployment: &DeploymentFacts) -> bool {
+    deployment.status.observed_generation.unwrap_or(0) < deployment.generation
 }
 
 /// The pod's words say what failed and not what to do.

@@ -204,7 +204,7 @@ fn keys() -> Vec<Row> {
 }
 
 fn what_others_have() -> Vec<Row> {
-    let port = 30000 + 2 * i32::from(std::process::id() as u16 % 1000) + 1;
+    let port = support::node_port(1);
     let service = json!({"service": {"type": "NodePort", "nodePorts": {"mqtts": port}}});
     let first = json!({"apiVersion": crds::API_VERSION, "kind": crds::KIND, "metadata": {"name": "port-first"}, "spec": spec(service.clone())});
     let autoscaler = json!({

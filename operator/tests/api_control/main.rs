@@ -3,6 +3,8 @@
 
 mod bad_input;
 mod comes_back;
+mod configuration;
+mod forbidden;
 mod half;
 mod hook;
 mod named;
@@ -296,7 +298,7 @@ async fn nothing_remains_of_a_gateway_that_is_deleted_and_another_of_its_name_be
 async fn of_two_gateways_with_one_node_port_the_second_is_told_and_gets_it_when_it_is_free() {
     story("ports", async |story: &Story| {
         let operator = Operator::start(story);
-        let port = 30000 + i32::from(std::process::id() as u16 % 2000);
+        let port = support::node_port(0);
         let service = spec(json!({"service": {"type": "NodePort", "nodePorts": {"mqtts": port}}}));
         declare(story, "a", service.clone()).await?;
         condition(story, "a", "Degraded", ("False", "AsDesired")).await?;

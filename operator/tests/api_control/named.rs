@@ -4,25 +4,15 @@ use anyhow::ensure;
 use cluster::Story;
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::{
-    Api, Client, Config,
+    Api,
     api::{Patch, PatchParams},
-    config::{KubeConfigOptions, Kubeconfig},
 };
 use operator::{kinds::GATEWAY, lease::Leadership};
 use serde_json::json;
 
-use crate::support::{Operator, condition, declare, find, same, spec, story};
+use crate::support::{Operator, client_of, condition, declare, find, same, spec, story};
 
 const AS_DESIRED: (&str, &str) = ("False", "AsDesired");
-
-/// A client that may no more than `user` may.
-async fn client_of(story: &Story, user: &str) -> anyhow::Result<Client> {
-    let mut kubeconfig = Kubeconfig::read_from(&story.cluster.kubeconfig)?;
-    for auth in kubeconfig.auth_infos.iter_mut().filter_map(|auth| auth.auth_info.as_mut()) {
-        auth.impersonate = Some(user.to_owned());
-    }
-    Ok(Client::try_from(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)?)
-}
 
 /// Gives `user` every right in the test's namespace.
 async fn allow(story: &Story, user: &str) -> anyhow::Result<()> {
@@ -37,9 +27,11 @@ async fn allow(story: &Story, user: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn given_up(operator: &Operator) -> Option<u64> {
+/// Lists that are given up, and namespaces that are served.
+fn counted(operator: &Operator) -> (u64, u64) {
     let text = operator.metrics.text();
-    text.lines().find_map(|line| line.strip_prefix("operator_lists_given_up ")?.parse().ok())
+    let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    (value("operator_lists_given_up ").unwrap_or(u64::MAX), value("operator_namespaces_served ").unwrap_or(u64::MAX))
 }
 
 #[tokio::test]
@@ -54,12 +46,13 @@ async fn a_named_namespace_without_rights_keeps_back_no_other_and_is_served_once
             let namespaces = vec![here.namespace.clone(), there.namespace.clone()];
             let operator = Operator::start_in(client_of(here, &user).await?, namespaces, Leadership::fixed(Some(1)));
             condition(here, "gw", "Degraded", AS_DESIRED).await?;
-            ensure!(given_up(&operator).is_some_and(|lists| lists > 0), "{}", operator.metrics.text());
+            let (given_up, served) = counted(&operator);
+            ensure!(given_up > 0 && served == 1, "{}", operator.metrics.text());
             let left = find(there, &GATEWAY, "gw").await?.unwrap_or_default();
             ensure!(left["status"].is_null(), "{left:#?}");
             allow(there, &user).await?;
             condition(there, "gw", "Degraded", AS_DESIRED).await?;
-            same(&given_up(&operator), &Some(0), "lists that are given up")?;
+            same(&counted(&operator), &(0, 2), "lists that are given up, and namespaces that are served")?;
             operator.stop().await
         };
         story("may-not", test).await;

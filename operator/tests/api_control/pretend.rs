@@ -12,7 +12,7 @@ use cluster::Story;
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::{
     Api,
     api::{ListParams, Patch, PatchParams},
@@ -49,6 +49,8 @@ pub(crate) struct Pretend {
 #[derive(Default)]
 struct Said {
     load: Mutex<Value>,
+    /// Hash of the configuration that it follows.
+    config: Mutex<String>,
     orders: Mutex<Vec<Value>>,
 }
 
@@ -66,16 +68,28 @@ impl Pretend {
         let mut serves = JoinSet::new();
         serves.spawn(serve(listener, tls, said.clone()));
         let pod = Self { name: name.to_owned(), address: address.ip(), said, _serves: serves };
+        pod.follow(story, gateway).await?;
         pod.say(connections, &Value::Null);
         pod.ready(story, true).await?;
         Ok(pod)
     }
 
+    /// Follows the configuration that is written now.
+    pub(crate) async fn follow(&self, story: &Story, gateway: &str) -> anyhow::Result<()> {
+        let api: Api<ConfigMap> = Api::namespaced(story.client.clone(), &story.namespace);
+        let data = api.get(gateway).await?.data.unwrap_or_default();
+        let hash = operator::desired::config_hash(data.get("gateway.yaml").context("there is a configuration")?);
+        self.said.load.lock().expect("no panic")["config"]["inForce"] = json!(hash);
+        *self.said.config.lock().expect("no panic") = hash;
+        Ok(())
+    }
+
     pub(crate) fn say(&self, connections: u64, drain: &Value) {
+        let config = self.said.config.lock().expect("no panic").clone();
         *self.said.load.lock().expect("no panic") = json!({
             "connections": connections, "handshaking": 0, "connectsTotal": connections, "messagesTotal": 0, "letGoTotal": 0,
             "ready": drain.is_null(), "upstream": {"failing": null, "throttled": false},
-            "config": {"inForce": "0011223344556677", "problem": null, "needsRestart": []},
+            "config": {"inForce": config, "problem": null, "needsRestart": []},
             "secretsProblem": null, "drain": drain,
         });
     }

@@ -6,8 +6,9 @@ use anyhow::{Context, ensure};
 use cluster::{Cluster, Story};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
-    Api, Client,
+    Api, Client, Config,
     api::{Patch, PatchParams},
+    config::{KubeConfigOptions, Kubeconfig},
     core::DynamicObject,
     runtime::{conditions::is_crd_established, wait::await_condition},
 };
@@ -52,6 +53,15 @@ async fn define(client: &Client) -> anyhow::Result<()> {
     definitions.patch(name, &PatchParams::apply("test").force(), &Patch::Apply(&definition)).await?;
     tokio::time::timeout(SOON, await_condition(definitions, name, is_crd_established())).await??;
     Ok(())
+}
+
+/// A client that may no more than `user` may.
+pub(crate) async fn client_of(story: &Story, user: &str) -> anyhow::Result<Client> {
+    let mut kubeconfig = Kubeconfig::read_from(&story.cluster.kubeconfig)?;
+    for auth in kubeconfig.auth_infos.iter_mut().filter_map(|auth| auth.auth_info.as_mut()) {
+        auth.impersonate = Some(user.to_owned());
+    }
+    Ok(Client::try_from(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)?)
 }
 
 /// An operator that runs.
@@ -103,6 +113,12 @@ impl Operator {
     pub(crate) fn reconciles(&self) -> u64 {
         self.metrics.reconcile_seconds.with_label_values(&["ok"]).get_sample_count()
     }
+}
+
+/// A node port for the test `number`, 0 or 1. Of the ports up to 30085 the API server gives none to a Service that asks for
+/// any, for its health checks, say; the golden cases have 30083.
+pub(crate) fn node_port(number: u16) -> u16 {
+    30000 + 40 * number + std::process::id() as u16 % 40
 }
 
 /// A spec that works, with `change` laid over it.

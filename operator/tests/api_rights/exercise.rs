@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::{
-    SOON,
+    SOON, cert_manager,
     recorder::Recorder,
     support::{
         admin::{FakePod, load},
@@ -113,7 +113,7 @@ async fn told_again(story: &Story, log: &Path, recorder: &Recorder) -> anyhow::R
 
 /// The spec does not ask for it any more, and it goes.
 async fn not_wanted_any_more(story: &Story, log: &Path) -> anyhow::Result<()> {
-    fill(story, "own", &json!({})).await?;
+    fill(story, "own").await?;
     let local = json!([{"name": "local", "protocol": "MQTTPlain", "address": "127.0.0.1", "port": 1883}]);
     let tls = json!({"selfSigned": null, "secretName": "own"});
     // pods that nobody runs are never replaced, and what they mount stays as long as they do
@@ -252,39 +252,52 @@ async fn certificate(story: &Story, name: &str) -> anyhow::Result<Option<Value>>
     object(story, "cert-manager.io", "v1", "Certificate", name).await
 }
 
-fn by_cert_manager(name: &str) -> Value {
-    json!({"cert-manager.io/certificate-name": name})
-}
-
-/// What cert-manager or a user does once there is a certificate; any pair will do.
-async fn fill(story: &Story, name: &str, annotations: &Value) -> anyhow::Result<Option<BTreeMap<String, ByteString>>> {
+/// A Secret with a certificate of the user's own; any pair will do.
+async fn fill(story: &Story, name: &str) -> anyhow::Result<()> {
     let mut parameters = rcgen::CertificateParams::new([format!("{name}.example")])?;
     parameters.not_after = rcgen::date_time_ymd(2500, 1, 1);
     let key = rcgen::KeyPair::generate()?;
-    let files = [("tls.crt", parameters.self_signed(&key)?.pem()), ("tls.key", key.serialize_pem())];
-    let data: BTreeMap<String, ByteString> =
-        files.into_iter().map(|(file, text)| (file.to_owned(), ByteString(text.into_bytes()))).collect();
-    let metadata = json!({"name": name, "annotations": annotations});
-    let metadata = serde_json::from_value(metadata)?;
-    let type_ = Some("kubernetes.io/tls".to_owned());
-    let secret = Secret { metadata, data: Some(data), type_, ..Secret::default() };
+    let files = json!({"tls.crt": parameters.self_signed(&key)?.pem(), "tls.key": key.serialize_pem()});
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name},
+        "type": "kubernetes.io/tls", "stringData": files,
+    });
+    super::apply(&story.client, &secret, &story.namespace).await
+}
+
+/// The Secret's files, once it holds what cert-manager made for the Certificate of its name.
+async fn issued(story: &Story, log: &Path, name: &str) -> anyhow::Result<Option<BTreeMap<String, ByteString>>> {
     let secrets: Api<Secret> = Api::namespaced(story.client.clone(), &story.namespace);
-    Ok(secrets.patch(name, &PatchParams::apply("cert-manager").force(), &Patch::Apply(&secret)).await?.data)
+    let is_issued = |secret: &Secret| {
+        let by = secret.annotations().get("cert-manager.io/certificate-name");
+        by.is_some_and(|by| by == name)
+    };
+    let filled = async || Ok(secrets.get_opt(name).await?.as_ref().is_some_and(is_issued));
+    until("cert-manager fills the Secret", log, filled).await?;
+    let ready = async || {
+        let found = certificate(story, name).await?.and_then(|found| condition(&found, "Ready"));
+        Ok(found.is_some_and(|(status, _)| status == "True"))
+    };
+    until("cert-manager calls the Certificate ready", log, ready).await?;
+    Ok(secrets.get(name).await?.data)
 }
 
 /// A fleet that had a certificate of the operator's own is to have one of cert-manager's, and then its own again.
 async fn taken_over_by_cert_manager(story: &Story, log: &Path) -> anyhow::Result<()> {
     let secrets: Api<Secret> = Api::namespaced(story.client.clone(), &story.namespace);
-    let issuer = json!({"name": "company", "kind": "ClusterIssuer"});
+    let before = secrets.get("gw-tls").await?.data;
+    let issuer = json!({"name": "company", "kind": "Issuer"});
     let theirs = json!({"selfSigned": null, "certManager": {"issuerRef": issuer, "dnsNames": ["gw.example"]}});
     change(story, json!({"tls": theirs})).await?;
     until("the Certificate is there", log, async || Ok(certificate(story, "gw-tls").await?.is_some())).await?;
     let asked = certificate(story, "gw-tls").await?.context("it was there")?;
     ensure!(asked["spec"]["secretName"] == "gw-tls" && asked["spec"]["issuerRef"]["name"] == "company", "{asked}");
     ensure!(asked["spec"]["dnsNames"].as_array().is_some_and(|names| names.contains(&json!("gw.example"))), "{asked}");
-    ensure!(secrets.get_opt("gw-tls").await?.is_some(), "what is served stays until cert-manager has something");
+    ensure!(secrets.get("gw-tls").await?.data == before, "what is served stays until cert-manager has something");
 
-    let filled = fill(story, "gw-tls", &by_cert_manager("gw-tls")).await?;
+    cert_manager::issuer(story, "company").await?;
+    let filled = issued(story, log, "gw-tls").await?;
+    ensure!(filled != before, "cert-manager left what the operator had made");
     sleep(Duration::from_secs(2)).await;
     ensure!(secrets.get("gw-tls").await?.data == filled, "the operator leaves it alone");
     until_condition(story, log, "gw", "False", "AsDesired").await?;
@@ -300,12 +313,13 @@ async fn taken_over_by_cert_manager(story: &Story, log: &Path) -> anyhow::Result
 
 /// A fleet that has cert-manager's from the start waits for it, and says so.
 async fn made_by_cert_manager(story: &Story, log: &Path) -> anyhow::Result<()> {
-    let tls = json!({"certManager": {"issuerRef": {"name": "company", "kind": "Issuer"}}});
+    let tls = json!({"certManager": {"issuerRef": {"name": "plant", "kind": "Issuer"}}});
     declare(story, "new", json!({"upstream": upstream(), "replicas": 2, "tls": tls})).await?;
     until_condition(story, log, "new", "True", "CertificatePending").await?;
     let deployment = async || object(story, "apps", "v1", "Deployment", "new").await;
     ensure!(deployment().await?.is_none(), "no pod could start");
-    fill(story, "new-tls", &by_cert_manager("new-tls")).await?;
+    cert_manager::issuer(story, "plant").await?;
+    issued(story, log, "new-tls").await?;
     until("pods are made", log, async || Ok(deployment().await?.is_some())).await?;
     until_condition(story, log, "new", "False", "AsDesired").await
 }

@@ -1,6 +1,7 @@
 //! Level api: the operator under the rights that its chart gives it. What it asks for and may not is refused by the API
 //! server; what it may and never asks for is found by comparing the chart's rules with what went through a recorder.
 
+mod cert_manager;
 mod exercise;
 mod recorder;
 #[path = "../support/mod.rs"]
@@ -16,7 +17,10 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use cluster::{Cluster, Story};
+use cluster::{
+    Cluster, Story,
+    definitions::{CERT_MANAGER, PROMETHEUS_OPERATOR},
+};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams},
@@ -184,37 +188,17 @@ fn start(story: &Story, address: SocketAddr, installed: Installed) -> anyhow::Re
     Ok((Process(child), log))
 }
 
-/// A minimal definition: the API exists, and nobody behind it.
-fn definition(group: &str, kind: &str, plural: &str) -> Value {
-    json!({
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": format!("{plural}.{group}")},
-        "spec": {
-            "group": group,
-            "names": {"kind": kind, "listKind": format!("{kind}List"), "plural": plural, "singular": kind.to_lowercase()},
-            "scope": "Namespaced",
-            "versions": [{
-                "name": "v1", "served": true, "storage": true,
-                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}},
-            }],
-        },
-    })
-}
-
 #[tokio::test]
 #[ignore = "level api: cargo xtask test api"]
 async fn the_operator_has_the_rights_that_it_needs_and_no_others() {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     let cluster = Cluster::api().await.expect("a cluster");
     let test = async |story: &Story| {
-        for definition in [
-            json!(crds::definition()),
-            definition("cert-manager.io", "Certificate", "certificates"),
-            definition("monitoring.coreos.com", "PodMonitor", "podmonitors"),
-        ] {
-            apply(&story.client, &definition, "").await?;
-        }
+        apply(&story.client, &json!(crds::definition()), "").await?;
+        PROMETHEUS_OPERATOR.install(&story.client).await?;
+        CERT_MANAGER.install(&story.client).await?;
+        // built on first use, which no operator that leads must wait for
+        let _cert_manager = cert_manager::start(story)?;
         let result = both(story).await;
         // while nobody answers there, no namespace can be deleted
         exercise::unregister(story).await?;

@@ -15,6 +15,9 @@ pub(crate) struct Sample {
     /// From due to PUBACK, where messages are sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) latency: Option<Latency>,
+    /// In CONNECT by TLS: how many of its sessions were resumed ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) resumed_share: Option<f64>,
     /// In IDLE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) memory: Option<Memory>,
@@ -67,6 +70,8 @@ pub(crate) struct Discarded {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Outcome {
     pub(crate) workload: String,
+    /// How devices and the sink are reached.
+    pub(crate) transports: String,
     #[serde(skip)]
     pub(crate) key: Workload,
     /// The gateway first, then what it is compared with first of all.
@@ -88,6 +93,7 @@ impl Outcome {
     pub(crate) fn new(workload: Workload) -> Self {
         Self {
             workload: workload.to_string(),
+            transports: workload.transports(),
             key: workload,
             servers: Vec::new(),
             discarded: Vec::new(),

@@ -1,4 +1,5 @@
-//! Memory of one server with N silent devices, against the same after one connection came and went.
+//! Memory of one server with N silent devices, against the same after one connection came and went. Every device has subscribed
+//! and sent one message: both of its links are attached.
 
 use std::{thread, time::Duration};
 
@@ -35,10 +36,11 @@ pub(crate) fn measure(
 }
 
 fn one(place: &Place, workload: Workload, kind: world::Kind) -> anyhow::Result<Sample> {
-    let server = place.start(kind, workload.tls)?;
+    let server = place.start(kind, workload)?;
     let one = load::command(place, workload, 1, &server, 1, 1.0).output()?;
     ensure!(one.status.success(), "one connection: {}", String::from_utf8_lossy(&one.stderr));
     thread::sleep(Duration::from_secs(1));
+    let accepted_before = server.accepted()?;
     let (before, kernel_before) = (measure::private_kib(server.id())?, Kernel::read()?);
     let mut memory = None;
     let (mut seconds, mut first, mut last) = (0, Cpu::default(), Cpu::default());
@@ -66,6 +68,8 @@ fn one(place: &Place, workload: Workload, kind: world::Kind) -> anyhow::Result<S
     })
     .with_context(|| format!("{devices} devices"))?;
     ensure!(memory.is_some(), "the load told of fewer than {SETTLED} seconds");
+    let accepted = server.accepted()?.zip(accepted_before).map(|(after, before)| after - before);
+    ensure!(accepted.is_none_or(|count| count == devices as u64), "{accepted:?} of {devices} devices sent a message");
     let count = seconds - 1;
-    Ok(Sample { cpu: last.since(first).per(count), count, latency: None, memory, late_share: 0.0 })
+    Ok(Sample { cpu: last.since(first).per(count), count, latency: None, resumed_share: None, memory, late_share: 0.0 })
 }

@@ -11,14 +11,19 @@ use serde::Deserialize;
 use crate::{
     figures::{Latency, Sample},
     measure::Cpu,
-    workload::{Kind, Workload},
-    world::{self, GROUP_KEY, Place, Server},
+    secrets::GROUP_KEY,
+    workload::{DevicesBy, Kind, Workload},
+    world::{self, Place, Server},
 };
+
+/// Where sessions are to be resumed, so many of them have to be.
+const RESUMED_SHARE_MIN: f64 = 0.95;
 
 /// How long everything takes, and what is let pass.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pace {
-    pub(crate) rounds: usize,
+    /// Rounds of every workload; `None`: as many as each wants.
+    pub(crate) rounds: Option<usize>,
     pub(crate) warm_up_s: u32,
     pub(crate) seconds: u32,
     /// A round in which the load made a larger share of its sends late is repeated.
@@ -30,9 +35,14 @@ impl Pace {
     pub(crate) fn expected_s(self, workload: Workload, servers: usize) -> f64 {
         let each = match workload.kind {
             Kind::Idle(devices) => 19.0 + devices as f64 / 900.0,
-            _ => self.round_s() * self.rounds as f64,
+            _ => self.round_s() * self.rounds_of(workload) as f64,
         };
         each * servers as f64
+    }
+
+    /// Good rounds wanted of `workload`.
+    pub(crate) fn rounds_of(self, workload: Workload) -> usize {
+        self.rounds.unwrap_or(workload.rounds)
     }
 
     /// Seconds of one server in one round.
@@ -57,6 +67,7 @@ pub(crate) struct Line {
     pub(crate) phase: String,
     acknowledged: u64,
     connects: u64,
+    resumed: u64,
 }
 
 /// What the device program tells at its end.
@@ -89,24 +100,45 @@ pub(crate) fn one_round(
     let seconds = f64::from(pace.seconds) + 1.1;
     let mut load = command(place, workload, pace.warm_up_s, server, workload.devices(), seconds);
     load.arg("--report").arg(&file);
-    let (mut begun, mut ended, mut count) = (None, Cpu::default(), 0);
+    let is_connect = workload.kind == Kind::Connect;
+    let (mut begun, mut ended, mut count, mut resumed) = (None, Cpu::default(), 0, 0);
     each_line(&mut load, |line| {
         if line.phase != "send" {
             return Ok(());
         }
         ended = Cpu::of(server.id())?;
-        match begun {
-            None => begun = Some(ended),
-            Some(_) => count += if workload.kind == Kind::Connect { line.connects } else { line.acknowledged },
+        if begun.is_none() {
+            begun = Some(ended);
+            return Ok(());
         }
+        count += if is_connect { line.connects } else { line.acknowledged };
+        resumed += line.resumed;
         Ok(())
     })?;
     let report: Report = serde_json::from_slice(&std::fs::read(&file)?)?;
     check_loss(before, server.accepted()?, &report)?;
     ensure!(count > 0, "nothing was acknowledged");
     let cpu = ended.since(begun.context("the load told of no second")?).per(count);
-    let latency = (workload.kind != Kind::Connect).then_some(report.total);
-    Ok((Sample { cpu, count, latency, memory: None, late_share: report.late_share }, report.late_after_us))
+    let resumed_share = (is_connect && workload.device_tls()).then(|| resumed as f64 / count as f64);
+    // what a peer's TLS does is not ours to say
+    if let (Some(share), true) = (resumed_share, server.kind != world::Kind::Mosquitto) {
+        check_handshakes(workload.devices_by, share)?;
+    }
+    let latency = (!is_connect).then_some(report.total);
+    let late_share = report.late_share;
+    Ok((Sample { cpu, count, latency, resumed_share, memory: None, late_share }, report.late_after_us))
+}
+
+/// A row is about full handshakes or about resumed sessions: anything else is not what its name says.
+fn check_handshakes(devices_by: DevicesBy, resumed_share: f64) -> anyhow::Result<()> {
+    let percent = resumed_share * 100.0;
+    match devices_by {
+        DevicesBy::TlsResumed => {
+            ensure!(resumed_share >= RESUMED_SHARE_MIN, "only {percent:.1} % of the TLS sessions were resumed");
+        }
+        _ => ensure!(resumed_share <= 0.0, "{percent:.1} % of the TLS sessions were resumed, and none should be"),
+    }
+    Ok(())
 }
 
 /// Runs the device program to its end; `tell` gets each of its lines.
@@ -131,16 +163,21 @@ pub(crate) fn command(
     seconds: f64,
 ) -> Command {
     let mut command = Command::new(&place.device);
-    command.args(["load", "--json", "--address", &server.address.to_string(), "--group-key", GROUP_KEY]);
+    command.args(["load", "--json", "--address", &server.address.to_string()]);
     command.args(["--devices", &devices.to_string(), "--for", &seconds.to_string()]);
     command.args(["--warm-up", &warm_up_s.to_string(), "--keep-alive", "60"]);
-    if workload.tls {
-        command.arg("--ca").arg(place.tls().join("ca.pem"));
+    if workload.device_tls() {
+        command.arg("--ca").arg(place.authority());
     }
+    match workload.devices_by {
+        DevicesBy::TlsCertificate => command.arg("--identities").arg(place.identities()),
+        DevicesBy::TlsResumed => command.args(["--group-key", GROUP_KEY, "--resume"]),
+        DevicesBy::Tcp | DevicesBy::Tls => command.args(["--group-key", GROUP_KEY]),
+    };
     match workload.kind {
         Kind::Window(window) => command.args(["--closed", "--window", &window.to_string()]),
         Kind::Load(per_second) => command.args(["--rate", &per_second.to_string(), "--window", "1"]),
-        Kind::Idle(_) => command.args(["--subscribe", "--connects-per-second", "1000"]),
+        Kind::Idle(_) => command.args(["--once", "--subscribe", "--connects-per-second", "1000"]),
         Kind::Connect => command.args(["--churn"]),
     };
     command
@@ -176,5 +213,17 @@ mod tests {
         check(Some((100, 112)), &[(0, 9)], true);
         // a server without a sink
         check(None, &[(0, 9)], true);
+    }
+
+    #[test]
+    fn a_row_of_full_handshakes_has_no_resumed_session_and_one_of_resumed_sessions_almost_no_other() {
+        let check = |devices_by, share: f64, good: bool| {
+            assert_eq!(check_handshakes(devices_by, share).is_ok(), good, "{devices_by:?} {share}");
+        };
+        check(DevicesBy::Tls, 0.0, true);
+        check(DevicesBy::Tls, 0.001, false);
+        check(DevicesBy::TlsCertificate, 0.001, false);
+        check(DevicesBy::TlsResumed, 1.0, true);
+        check(DevicesBy::TlsResumed, 0.5, false);
     }
 }

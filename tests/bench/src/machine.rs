@@ -12,8 +12,7 @@ use crate::figures::Outcome;
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Document {
     pub(crate) machine: Machine,
-    /// Good rounds wanted, seconds each.
-    pub(crate) rounds: usize,
+    /// Of a server in a round.
     pub(crate) seconds: u32,
     pub(crate) results: Vec<Outcome>,
 }

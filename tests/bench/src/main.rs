@@ -10,6 +10,7 @@ mod measure;
 mod progress;
 mod rounds;
 mod run;
+mod secrets;
 mod servers;
 mod table;
 mod workload;

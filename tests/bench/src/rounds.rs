@@ -15,16 +15,16 @@ pub(crate) fn measure(
     outcome: &mut Outcome,
     progress: &mut Progress,
 ) -> anyhow::Result<()> {
-    let servers = kinds.iter().map(|&kind| place.start(kind, workload.tls)).collect::<anyhow::Result<Vec<_>>>()?;
-    let round_s = pace.round_s();
+    let servers = kinds.iter().map(|&kind| place.start(kind, workload)).collect::<anyhow::Result<Vec<_>>>()?;
+    let (round_s, rounds) = (pace.round_s(), pace.rounds_of(workload));
     let mut good = 0;
-    while good < pace.rounds && outcome.discarded.len() < pace.rounds {
+    while good < rounds && outcome.discarded.len() < rounds {
         let mut samples = Vec::new();
         for server in &servers {
             let (sample, late_after_us) = load::one_round(place, workload, pace, server)
                 .with_context(|| format!("{}, round {}", server.kind.name(), good + 1))?;
             outcome.late_after_us = Some(late_after_us);
-            let done = format!("{workload} {}/{} {}", good + 1, pace.rounds, shown(server, &sample));
+            let done = format!("{workload} {}/{rounds} {}", good + 1, shown(server, &sample));
             progress.step(round_s, &done);
             samples.push(sample);
         }
@@ -41,9 +41,9 @@ pub(crate) fn measure(
             }
         }
     }
-    if good < pace.rounds {
+    if good < rounds {
         let discarded = outcome.discarded.len();
-        outcome.problems.push(format!("only {good} of {} rounds are good, {discarded} were discarded", pace.rounds));
+        outcome.problems.push(format!("only {good} of {rounds} rounds are good, {discarded} were discarded"));
     }
     Ok(())
 }

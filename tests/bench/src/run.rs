@@ -16,14 +16,15 @@ use crate::{
 /// What to measure, and how long.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Workloads (W1 W8 L1k IDLE-1000 IDLE-10000 CONNECT, each with -tls or both); all without one
+    /// Workloads: W1 W8 L1k IDLE-1000 IDLE-10000 CONNECT, by all their transports, or one row: W1 W1-tls (devices by
+    /// TLS) W1-amqps (AMQP by TLS) W1-tls-amqps … CONNECT-tls-certificate CONNECT-tls-resumed; all without one
     names: Vec<String>,
     /// Three rounds of three seconds, late ones kept: to see that it runs, not to compare
     #[arg(long)]
     quick: bool,
-    /// Rounds
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    /// Rounds of every workload; without it five, and three of the variants (-amqps, -certificate, -resumed) unless they are named
+    #[arg(long)]
+    rounds: Option<usize>,
     /// Seconds a server and round, after three of warm-up
     #[arg(long, default_value_t = 10)]
     seconds: u32,
@@ -50,7 +51,7 @@ pub(crate) struct Arguments {
 impl Arguments {
     fn pace(&self) -> Pace {
         if self.quick {
-            return Pace { rounds: 3, warm_up_s: 1, seconds: 3, late_share_max: 1.0 };
+            return Pace { rounds: Some(3), warm_up_s: 1, seconds: 3, late_share_max: 1.0 };
         }
         Pace { rounds: self.rounds, warm_up_s: 3, seconds: self.seconds, late_share_max: 0.02 }
     }
@@ -64,12 +65,12 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         bench: std::env::current_exe()?,
         directory: arguments.directory.clone(),
     };
-    place.make_certificates()?;
+    place.make_secrets()?;
     let (pace, workloads) = (arguments.pace(), Workload::named(&arguments.names)?);
     let machine = Machine::read(&arguments.commit, &arguments.rustc, &place.gateway)?;
     println!("{machine}");
     let file = arguments.directory.join("results.json");
-    let mut document = Document { machine, rounds: pace.rounds, seconds: pace.seconds, results: Vec::new() };
+    let mut document = Document { machine, seconds: pace.seconds, results: Vec::new() };
     let mut progress = Progress::new(workloads.iter().map(|&workload| pace.expected_s(workload, 2)).sum());
     for workload in workloads {
         let outcome = measure(&place, workload, pace, arguments.peers, &mut progress);

@@ -8,3 +8,4 @@ pub(crate) mod null;
 mod poll;
 pub(crate) mod sink;
 mod tls;
+mod wire;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::{
     figures::{Outcome, Sample, Servers},
     measure::median,
-    workload::Goals,
+    workload::{Goals, Kind, ROUNDS},
 };
 
 /// One figure of a sample, if it was measured.
@@ -26,6 +26,7 @@ fn text(outcome: &Outcome) -> String {
     let mut lines = vec![heading(outcome), titles];
     lines.extend(measured.map(row));
     lines.extend(memory(outcome, goals));
+    lines.extend(resumed(outcome));
     lines.extend(ratios(outcome, goals));
     lines.extend(outcome.peers.iter().chain(&outcome.missing).cloned());
     lines.extend(outcome.problems.iter().map(|problem| format!("FAILED: {problem}")));
@@ -34,11 +35,16 @@ fn text(outcome: &Outcome) -> String {
 
 /// What is counted, and how good the rounds were.
 fn heading(outcome: &Outcome) -> String {
-    let mut out = format!("{} · CPU per {}", outcome.workload, outcome.key.unit());
+    let mut out = format!("{} · {} · CPU per {}", outcome.workload, outcome.transports, outcome.key.unit());
     let rounds = outcome.servers.first().map_or(0, |server| server.samples.len());
     let discarded = outcome.discarded.len();
+    let fewer = match outcome.key.kind {
+        Kind::Idle(_) => String::new(),
+        _ if (1..ROUNDS).contains(&rounds) => format!(" of the {ROUNDS} that the rules ask for"),
+        _ => String::new(),
+    };
     let rounds = if rounds == 1 { "1 round".to_owned() } else { format!("{rounds} rounds") };
-    let _ = write!(out, " · {rounds}, {discarded} discarded");
+    let _ = write!(out, " · {rounds}{fewer}, {discarded} discarded");
     if let (Some(after_us), true) = (outcome.late_after_us, outcome.key.is_paced()) {
         let samples = outcome.servers.iter().flat_map(|server| &server.samples);
         let share = samples.map(|sample| sample.late_share).fold(0.0, f64::max) * 100.0;
@@ -87,6 +93,19 @@ fn memory(outcome: &Outcome, goals: Goals) -> Vec<String> {
     measured.map(line).collect()
 }
 
+/// How many of the TLS sessions were resumed ones, by server, where connections are what is measured.
+fn resumed(outcome: &Outcome) -> Option<String> {
+    let shares = outcome.servers.iter().filter_map(|server| {
+        let shares = server.samples.iter().map(|sample| sample.resumed_share).collect::<Option<Vec<_>>>()?;
+        let (middle, low, high) = median(&shares);
+        let percent = |share: f64| share * 100.0;
+        let all = format!("{:.1} % ({:.1}–{:.1})", percent(middle), percent(low), percent(high));
+        (!shares.is_empty()).then(|| format!("{} {all}", server.name))
+    });
+    let shares = shares.collect::<Vec<_>>().join(" · ");
+    (!shares.is_empty()).then(|| format!("TLS sessions resumed: {shares}"))
+}
+
 /// The gateway's figures over those of each other server; the goals are against the first of them.
 fn ratios(outcome: &Outcome, goals: Goals) -> Vec<String> {
     let [gateway, others @ ..] = outcome.servers.as_slice() else { return Vec::new() };
@@ -132,6 +151,7 @@ mod tests {
             cpu: Cpu { user_us: cpu_us / 4.0, system_us: cpu_us * 0.75 },
             count: 1000,
             latency: Some(Latency { p50_us, p99_us: 3.0 * p50_us, p999_us: 0.0, max_us: 0.0 }),
+            resumed_share: None,
             memory: None,
             late_share: 0.003,
         }
@@ -150,6 +170,11 @@ mod tests {
         let text = text(&l1k(gateway, floor));
         assert!(text.contains("gateway ÷ floor: CPU 1.50 (1.00–2.00), goal ≤ 1.25: MISSED"), "{text}");
         assert!(text.contains("p50 1.11 (1.11–1.11), goal ≤ 1.25: met"), "{text}");
+        assert!(
+            text.contains("L1k-tls · devices by TLS 1.3, AMQP by plain TCP · CPU per acknowledged message"),
+            "{text}"
+        );
+        assert!(text.contains("3 rounds of the 5 that the rules ask for, 0 discarded"), "{text}");
         assert!(text.contains("late at most 0.30 % (a send that begins 1.0 ms after it was due)"), "{text}");
     }
 
@@ -160,5 +185,15 @@ mod tests {
         let text = text(&outcome);
         assert!(text.contains("FAILED: LOSS: 2 messages"), "{text}");
         assert!(!text.contains('÷'), "{text}");
+    }
+
+    #[test]
+    fn how_many_sessions_were_resumed_is_told_of_each_server() {
+        let of =
+            |shares: [f64; 3]| shares.map(|share| Sample { resumed_share: Some(share), ..sample(10.0, 1.0) }).into();
+        let text = text(&l1k(of([1.0, 0.99, 1.0]), of([0.0; 3])));
+        assert!(text.contains("TLS sessions resumed: gateway 100.0 % (99.0–100.0) · floor 0.0 % (0.0–0.0)"), "{text}");
+        let text = super::text(&l1k(vec![sample(10.0, 1.0)], vec![sample(10.0, 1.0)]));
+        assert!(!text.contains("resumed"), "{text}");
     }
 }

@@ -2,11 +2,34 @@
 
 use std::fmt;
 
-/// One workload: what the devices do, and by which transport.
+/// Devices of CONNECT, each with one connection at a time.
+pub(crate) const CONNECTS_AT_A_TIME: usize = 64;
+/// Rounds of a measurement by the rules of the performance notes.
+pub(crate) const ROUNDS: usize = 5;
+/// Rounds of a variant in the run of everything, which has to end in 35 minutes.
+const ROUNDS_OF_VARIANT: usize = 3;
+
+/// One workload: what the devices do, and by which transports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Workload {
     pub(crate) kind: Kind,
-    pub(crate) tls: bool,
+    pub(crate) devices_by: DevicesBy,
+    /// The AMQP side: to a sink that speaks TLS.
+    pub(crate) upstream_tls: bool,
+    /// Rounds that are wanted, if nobody says otherwise.
+    pub(crate) rounds: usize,
+}
+
+/// How devices connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DevicesBy {
+    Tcp,
+    /// Full handshakes, a token in CONNECT.
+    Tls,
+    /// Full handshakes in which the device shows a certificate; no token.
+    TlsCertificate,
+    /// Each connection resumes the device's last session by its ticket; a token in CONNECT.
+    TlsResumed,
 }
 
 /// What the devices do.
@@ -18,7 +41,7 @@ pub(crate) enum Kind {
     Load(u32),
     /// This many devices, subscribed, no traffic but PINGREQ.
     Idle(usize),
-    /// 64 connections at a time, full handshakes.
+    /// 64 connections at a time.
     Connect,
 }
 
@@ -36,10 +59,24 @@ impl Workload {
     pub(crate) fn all() -> Vec<Self> {
         let kinds =
             [Kind::Window(1), Kind::Window(8), Kind::Load(1000), Kind::Idle(1_000), Kind::Idle(10_000), Kind::Connect];
-        kinds.into_iter().flat_map(|kind| [Self { kind, tls: false }, Self { kind, tls: true }]).collect()
+        kinds.into_iter().flat_map(Self::of).collect()
     }
 
-    /// Those whose key is one of `names` (with or without `-tls`); an unknown name is an error that lists the known.
+    /// What devices do, by every transport: the plain ways first, then the variants.
+    fn of(kind: Kind) -> Vec<Self> {
+        use DevicesBy::{Tcp, Tls, TlsCertificate, TlsResumed};
+        let variants = match kind {
+            Kind::Window(_) | Kind::Load(_) => vec![(Tcp, true), (Tls, true)],
+            Kind::Idle(_) => Vec::new(),
+            Kind::Connect => vec![(TlsCertificate, false), (TlsResumed, false)],
+        };
+        let row = |rounds| move |(devices_by, upstream_tls)| Self { kind, devices_by, upstream_tls, rounds };
+        let plain = [(Tcp, false), (Tls, false)].into_iter().map(row(ROUNDS));
+        plain.chain(variants.into_iter().map(row(ROUNDS_OF_VARIANT))).collect()
+    }
+
+    /// Those whose key is one of `names`, whole or without its transports; an unknown name is an error that lists the
+    /// known. Who is named gets all the rounds of the rules.
     pub(crate) fn named(names: &[String]) -> anyhow::Result<Vec<Self>> {
         let all = Self::all();
         if names.is_empty() {
@@ -47,19 +84,36 @@ impl Workload {
         }
         let mut chosen = Vec::new();
         for name in names {
-            let found: Vec<_> = all
-                .iter()
-                .filter(|each| {
-                    each.to_string().eq_ignore_ascii_case(name) || each.kind.to_string().eq_ignore_ascii_case(name)
-                })
-                .collect();
-            if found.is_empty() {
+            let found = all.iter().filter(|each| {
+                each.to_string().eq_ignore_ascii_case(name) || each.kind.to_string().eq_ignore_ascii_case(name)
+            });
+            let before = chosen.len();
+            chosen.extend(found.map(|&each| Self { rounds: ROUNDS, ..each }));
+            if chosen.len() == before {
                 let known = all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
                 anyhow::bail!("no workload is named {name}; there are: {known}");
             }
-            chosen.extend(found);
         }
         Ok(chosen)
+    }
+
+    /// The transports in words.
+    pub(crate) fn transports(self) -> String {
+        let devices = match self.devices_by {
+            DevicesBy::Tcp => "plain TCP",
+            DevicesBy::Tls => "TLS 1.3",
+            DevicesBy::TlsCertificate => "TLS 1.3 with client certificates",
+            DevicesBy::TlsResumed => "TLS 1.3, sessions resumed",
+        };
+        match self.kind {
+            Kind::Idle(_) | Kind::Connect => format!("devices by {devices}"),
+            _ => format!("devices by {devices}, AMQP by {}", if self.upstream_tls { "TLS 1.3" } else { "plain TCP" }),
+        }
+    }
+
+    /// Whether devices connect by TLS.
+    pub(crate) fn device_tls(self) -> bool {
+        self.devices_by != DevicesBy::Tcp
     }
 
     /// What its CPU time is divided by.
@@ -79,14 +133,16 @@ impl Workload {
     /// What the gateway shall reach.
     pub(crate) fn goals(self) -> Goals {
         let cpu = |ratio| Goals { cpu: Some(ratio), ..Goals::default() };
-        match (self.kind, self.tls) {
+        match (self.kind, self.devices_by) {
             (Kind::Window(1), _) => cpu(1.25),
             (Kind::Window(_), _) => cpu(2.0),
             (Kind::Load(_), _) => Goals { p50: Some(1.25), p99: Some(1.5), ..cpu(1.25) },
-            (Kind::Idle(_), false) => Goals { private_kib: Some(3.0), ..Goals::default() },
-            (Kind::Idle(_), true) => Goals { private_kib: Some(6.0), ..Goals::default() },
-            (Kind::Connect, false) => cpu(1.5),
-            (Kind::Connect, true) => cpu(1.1),
+            (Kind::Idle(_), DevicesBy::Tcp) => Goals { private_kib: Some(3.0), ..Goals::default() },
+            (Kind::Idle(_), _) => Goals { private_kib: Some(6.0), ..Goals::default() },
+            (Kind::Connect, DevicesBy::Tcp) => cpu(1.5),
+            (Kind::Connect, DevicesBy::Tls | DevicesBy::TlsCertificate) => cpu(1.1),
+            // the goal is for full handshakes
+            (Kind::Connect, DevicesBy::TlsResumed) => Goals::default(),
         }
     }
 
@@ -95,14 +151,20 @@ impl Workload {
         match self.kind {
             Kind::Window(_) | Kind::Load(_) => 100,
             Kind::Idle(devices) => devices,
-            Kind::Connect => 64,
+            Kind::Connect => CONNECTS_AT_A_TIME,
         }
     }
 }
 
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.kind, if self.tls { "-tls" } else { "" })
+        let devices = match self.devices_by {
+            DevicesBy::Tcp => "",
+            DevicesBy::Tls => "-tls",
+            DevicesBy::TlsCertificate => "-tls-certificate",
+            DevicesBy::TlsResumed => "-tls-resumed",
+        };
+        write!(f, "{}{devices}{}", self.kind, if self.upstream_tls { "-amqps" } else { "" })
     }
 }
 
@@ -122,13 +184,35 @@ impl fmt::Display for Kind {
 mod tests {
     use super::*;
 
+    fn check(name: &str, keys: &[&str]) {
+        let found = Workload::named(&[name.to_owned()]).unwrap();
+        assert_eq!(found.iter().map(ToString::to_string).collect::<Vec<_>>(), keys, "{name}");
+        assert!(found.iter().all(|each| each.rounds == ROUNDS), "{name}");
+    }
+
     #[test]
-    fn a_key_names_both_transports_or_one() {
-        let named = |name: &str| {
-            Workload::named(&[name.to_owned()]).unwrap().iter().map(ToString::to_string).collect::<Vec<_>>()
-        };
-        assert_eq!(named("w8"), ["W8", "W8-tls"]);
-        assert_eq!(named("L1k-tls"), ["L1k-tls"]);
+    fn a_key_names_all_transports_or_one() {
+        check("w8", &["W8", "W8-tls", "W8-amqps", "W8-tls-amqps"]);
+        check("L1k-tls", &["L1k-tls"]);
+        check("l1k-amqps", &["L1k-amqps"]);
+        check("CONNECT", &["CONNECT", "CONNECT-tls", "CONNECT-tls-certificate", "CONNECT-tls-resumed"]);
+        check("IDLE-1000", &["IDLE-1000", "IDLE-1000-tls"]);
+    }
+
+    #[test]
+    fn every_workload_has_a_key_of_its_own() {
+        let mut keys = Workload::all().iter().map(ToString::to_string).collect::<Vec<_>>();
+        let count = keys.len();
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), count, "{keys:?}");
+    }
+
+    #[test]
+    fn the_run_of_everything_measures_variants_in_fewer_rounds() {
+        let rounds = |key: &str| Workload::all().iter().find(|each| each.to_string() == key).unwrap().rounds;
+        assert_eq!((rounds("W1-tls"), rounds("W1-tls-amqps")), (5, 3));
+        assert_eq!((rounds("CONNECT-tls"), rounds("CONNECT-tls-resumed")), (5, 3));
     }
 
     #[test]

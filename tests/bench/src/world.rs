@@ -11,9 +11,7 @@ use std::{
 
 use anyhow::{Context, bail};
 
-/// Key of the enrolment group that every device of the bench belongs to: 64 bytes, base64. It protects nothing.
-pub(crate) const GROUP_KEY: &str =
-    "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4vMDEyMzQ1Njc4OTo7PD0+Pw==";
+use crate::workload::{DevicesBy, Workload};
 
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,40 +57,18 @@ struct Sink {
 }
 
 impl Place {
-    /// Certificate authority and leaf for `localhost`, ECDSA P-256, made once a run.
-    pub(crate) fn make_certificates(&self) -> anyhow::Result<()> {
-        let directory = self.tls();
-        fs::create_dir_all(&directory)?;
-        fs::create_dir_all(self.directory.join("secrets/group"))?;
-        let mut authority = rcgen::CertificateParams::new(Vec::new())?;
-        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let key = rcgen::KeyPair::generate()?;
-        let issuer = rcgen::CertifiedIssuer::self_signed(authority, key)?;
-        let leaf_key = rcgen::KeyPair::generate()?;
-        let leaf = rcgen::CertificateParams::new(vec!["localhost".into()])?.signed_by(&leaf_key, &issuer)?;
-        fs::write(directory.join("ca.pem"), issuer.pem())?;
-        fs::write(directory.join("tls.crt"), leaf.pem())?;
-        fs::write(directory.join("tls.key"), leaf_key.serialize_pem())?;
-        fs::write(self.directory.join("secrets/group/primary"), GROUP_KEY)?;
-        Ok(())
-    }
-
-    pub(crate) fn tls(&self) -> PathBuf {
-        self.directory.join("secrets/tls")
-    }
-
     /// Starts a server of `kind` and waits until it listens.
-    pub(crate) fn start(&self, kind: Kind, tls: bool) -> anyhow::Result<Server> {
+    pub(crate) fn start(&self, kind: Kind, workload: Workload) -> anyhow::Result<Server> {
         let address = free_address()?;
         let sink = match kind {
-            Kind::Gateway | Kind::Floor | Kind::FloorLinkPerDevice => Some(self.start_sink()?),
+            Kind::Gateway | Kind::Floor | Kind::FloorLinkPerDevice => Some(self.start_sink(workload)?),
             Kind::Null | Kind::Mosquitto => None,
         };
         let upstream = sink.as_ref().map(|(address, _)| *address);
         let mut command = match kind {
-            Kind::Gateway => self.gateway(address, upstream.context("the gateway has a sink")?, tls)?,
-            Kind::Mosquitto => self.mosquitto(address, tls)?,
-            _ => self.own(kind, address, upstream, tls),
+            Kind::Gateway => self.gateway(address, upstream.context("the gateway has a sink")?, workload)?,
+            Kind::Mosquitto => self.mosquitto(address, workload)?,
+            _ => self.own(kind, address, upstream, workload),
         };
         let process = Process::start(&mut command, &self.directory.join(format!("{}.log", kind.name())))?;
         let mut server = Server { kind, address, process, sink: sink.map(|(_, sink)| sink) };
@@ -100,16 +76,19 @@ impl Place {
         Ok(server)
     }
 
-    fn start_sink(&self) -> anyhow::Result<(SocketAddr, Sink)> {
+    fn start_sink(&self, workload: Workload) -> anyhow::Result<(SocketAddr, Sink)> {
         let (listen, control) = (free_address()?, free_address()?);
         let mut command = Command::new(&self.bench);
         command.args(["sink", "--listen", &listen.to_string(), "--control", &control.to_string()]);
+        if workload.upstream_tls {
+            self.serve_tls(&mut command);
+        }
         let mut process = Process::start(&mut command, &self.directory.join("sink.log"))?;
         process.wait_for(control)?;
         Ok((listen, Sink { control, _process: process }))
     }
 
-    fn own(&self, kind: Kind, address: SocketAddr, upstream: Option<SocketAddr>, tls: bool) -> Command {
+    fn own(&self, kind: Kind, address: SocketAddr, upstream: Option<SocketAddr>, workload: Workload) -> Command {
         let mut command = Command::new(&self.bench);
         command.arg(if kind == Kind::Null { "null" } else { "floor" });
         command.args(["--listen", &address.to_string()]);
@@ -119,21 +98,38 @@ impl Place {
         if kind == Kind::FloorLinkPerDevice {
             command.arg("--link-per-device");
         }
-        if tls {
-            command.arg("--certificate").arg(self.tls().join("tls.crt")).arg("--key").arg(self.tls().join("tls.key"));
+        if upstream.is_some() && workload.upstream_tls {
+            command.arg("--upstream-ca").arg(self.authority());
         }
+        if workload.device_tls() {
+            self.serve_tls(&mut command);
+        }
+        match workload.devices_by {
+            DevicesBy::TlsCertificate => command.arg("--client-ca").arg(self.authority()),
+            DevicesBy::TlsResumed => command.arg("--tickets"),
+            DevicesBy::Tcp | DevicesBy::Tls => &mut command,
+        };
         command
     }
 
+    /// Has a server of our own speak TLS to those who connect.
+    fn serve_tls(&self, command: &mut Command) {
+        let [certificate, key] = self.pair();
+        command.arg("--certificate").arg(certificate).arg("--key").arg(key);
+    }
+
     /// The gateway on one core, as the floors are, with no limit that a workload could reach.
-    fn gateway(&self, address: SocketAddr, upstream: SocketAddr, tls: bool) -> anyhow::Result<Command> {
-        let protocol = if tls { "MQTT" } else { "MQTTPlain" };
+    fn gateway(&self, address: SocketAddr, upstream: SocketAddr, workload: Workload) -> anyhow::Result<Command> {
+        let protocol = if workload.device_tls() { "MQTT" } else { "MQTTPlain" };
+        let by_certificate = workload.devices_by == DevicesBy::TlsCertificate;
+        let x509 = if by_certificate { ", x509: {clientCASecretName: ca}" } else { "" };
+        let (scheme, trust) = if workload.upstream_tls { ("amqps", ", caSecretName: ca") } else { ("amqp", "") };
         let text = format!(
             "listeners:\n\
              - {{name: bench, protocol: {protocol}, address: {}, port: {}}}\n\
              tls: {{secretName: tls}}\n\
-             authentication: {{sas: {{verify: Local, enrollmentGroups: [{{name: bench, secretName: group}}]}}}}\n\
-             upstream: {{amqp: {{url: \"amqp://{upstream}\", telemetryAddress: \"telemetry/{{deviceId}}\", commandAddress: \"command/{{deviceId}}\"}}}}\n\
+             authentication: {{sas: {{verify: Local, enrollmentGroups: [{{name: bench, secretName: group}}]}}{x509}}}\n\
+             upstream: {{amqp: {{url: \"{scheme}://{upstream}\", telemetryAddress: \"telemetry/{{deviceId}}\", commandAddress: \"command/{{deviceId}}\"{trust}}}}}\n\
              limits: {{connectionsMax: 19000, connectsPerSecond: 100000}}\n\
              admin: {{port: {}}}\n",
             address.ip(),
@@ -143,19 +139,22 @@ impl Place {
         let config = self.directory.join("gateway.yaml");
         fs::write(&config, text)?;
         let mut command = Command::new(&self.gateway);
-        command.arg("--config").arg(config).arg("--secrets").arg(self.directory.join("secrets")).args(["--cores", "1"]);
+        command.arg("--config").arg(config).arg("--secrets").arg(self.secrets()).args(["--cores", "1"]);
         Ok(command)
     }
 
-    fn mosquitto(&self, address: SocketAddr, tls: bool) -> anyhow::Result<Command> {
+    fn mosquitto(&self, address: SocketAddr, workload: Workload) -> anyhow::Result<Command> {
         let mut text = format!(
             "listener {} {}\nallow_anonymous true\npersistence false\nmax_inflight_messages 0\nmax_queued_messages 0\nset_tcp_nodelay true\n",
             address.port(),
             address.ip(),
         );
-        if tls {
-            let file = |name: &str| self.tls().join(name).display().to_string();
-            text = format!("{text}certfile {}\nkeyfile {}\n", file("tls.crt"), file("tls.key"));
+        if workload.device_tls() {
+            let [certificate, key] = self.pair();
+            text = format!("{text}certfile {}\nkeyfile {}\n", certificate.display(), key.display());
+        }
+        if workload.devices_by == DevicesBy::TlsCertificate {
+            text = format!("{text}cafile {}\nrequire_certificate true\n", self.authority().display());
         }
         let config = self.directory.join("mosquitto.conf");
         fs::write(&config, text)?;

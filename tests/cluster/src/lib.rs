@@ -14,6 +14,7 @@
 
 pub mod admin;
 pub mod cluster;
+pub mod definitions;
 pub mod devices;
 pub mod installed;
 pub mod instance;

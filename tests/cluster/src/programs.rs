@@ -52,7 +52,10 @@ pub const PAUSE: Program = Program { name: "pause", source: Source::C { file: "p
 /// Answers HTTP with what it sees of its pod: for the harness's own test.
 pub const HELLO: Program = go("hello", "hello", ".");
 
-/// All of them, those needed first at the front.
+/// cert-manager's controllers, for tests of what they and the operator do to the same Secret.
+pub const CERT_MANAGER: Program = go("cert-manager", "cert-manager", ".");
+
+/// All that a cluster is made of, those needed first at the front.
 pub const ALL: [Program; 11] =
     [ETCD, APISERVER, CONTROLLER_MANAGER, KUBECTL, SCHEDULER, KUBELET, KUBE_PROXY, PAUSE, HELLO, COREDNS, HELM];
 
@@ -80,7 +83,7 @@ impl Program {
         let build = process::shown(&self.build(Path::new(self.name))).replace(&*root().to_string_lossy(), "go");
         Ok(match self.source {
             Source::Go { directory, package } => {
-                need("go", "install Go, 1.26 or later: https://go.dev/dl")?;
+                need_go()?;
                 let directory = root().join(directory);
                 // only a module with requirements has sums, only the local package has a source
                 let sums = fs::read_to_string(directory.join("go.sum")).unwrap_or_default();
@@ -128,6 +131,10 @@ fn linker_flags(directory: &str) -> String {
 /// The wrapper modules of this crate.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("go")
+}
+
+pub(crate) fn need_go() -> anyhow::Result<()> {
+    need("go", "install Go, 1.26 or later: https://go.dev/dl")
 }
 
 fn need(program: &str, remedy: &str) -> anyhow::Result<()> {

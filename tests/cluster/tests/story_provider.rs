@@ -1,13 +1,15 @@
 //! Who serves `custom.metrics.k8s.io`: somebody else, who is left alone; or nobody any more, once the operator is gone.
 
+mod watch;
+
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use cluster::{
     Cluster, Story,
-    devices::Group,
+    devices::{Devices, Group, losses},
     installed::Installed,
-    world::{World, condition},
+    world::{Fleet, World, condition},
 };
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use kube::{
@@ -17,8 +19,12 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
+use self::watch::Watch;
+
 const CONNECTED_TIMEOUT: Duration = Duration::from_mins(2);
 const SCALED_TIMEOUT: Duration = Duration::from_mins(3);
+/// Devices per second that may be told to reconnect.
+const BUDGET: u64 = 10;
 const NAMES: [&str; 2] = ["v1beta1.custom.metrics.k8s.io", "v1beta2.custom.metrics.k8s.io"];
 
 /// Both stories change what the whole cluster has.
@@ -78,8 +84,8 @@ async fn a_foreign_provider_is_left_alone_and_the_fleet_scales_all_the_same() {
 
 async fn scales_by_itself(world: &World<'_>, story: &Story) -> anyhow::Result<()> {
     Installed::install(&story.cluster)?;
-    let spec =
-        "{replicas: 1, scaling: {minReplicas: 1, maxReplicas: 4, connectionsPerReplica: 20, scaleDownAfter: 20s}}";
+    let spec = "{replicas: 1, reconnects: {perSecond: 10, drainTimeout: 60s}, \
+         scaling: {minReplicas: 1, maxReplicas: 4, connectionsPerReplica: 20, scaleDownAfter: 20s}}";
     let fleet = world.gateway("gw", spec).await?;
     fleet.ready().await?;
     let says = |object: &Value| {
@@ -87,9 +93,45 @@ async fn scales_by_itself(world: &World<'_>, story: &Story) -> anyhow::Result<()
             .is_some_and(|condition| condition["status"] == "False" && condition["reason"] == "Conflict")
     };
     fleet.until("status tells of the foreign provider", CONNECTED_TIMEOUT, says).await?;
-    let devices = fleet.devices(60, &Group::default()).await?;
-    devices.all_connected(CONNECTED_TIMEOUT).await?;
-    fleet.until("three pods are asked for", SCALED_TIMEOUT, |object| object["spec"]["replicas"] == 3).await?;
+    let watch = Watch::begin(story, "gw");
+    // whoever comes later, and slowly, finds more pods: those that stay are on several
+    let leave = fleet.devices(40, &Group::default()).await?;
+    fleet.until("two pods are ready", SCALED_TIMEOUT, has_pods(2)).await?;
+    let stay = fleet.devices(20, &Group { per_second: 20.0, connects_per_second: 2.0, ..Group::default() }).await?;
+    fleet.until("three pods are ready", SCALED_TIMEOUT, has_pods(3)).await?;
+    for group in [&leave, &stay] {
+        group.all_connected(CONNECTED_TIMEOUT).await?;
+        ensure!(group.lost() == 0, "growing disconnected somebody");
+    }
+    ensure!(watch.ended().await.is_empty(), "a pod went although three are wanted");
+    fleet.finish(leave).await?;
+    shrinks(&fleet, &watch, stay).await
+}
+
+fn has_pods(wanted: i64) -> impl Fn(&Value) -> bool {
+    move |object| {
+        let (spec, status) = (&object["spec"], &object["status"]);
+        [&spec["replicas"], &status["replicas"], &status["readyReplicas"]].into_iter().all(|count| *count == wanted)
+    }
+}
+
+/// 20 devices at 20 a pod leave one pod: the others are emptied before they go, no faster than is allowed.
+async fn shrinks(fleet: &Fleet<'_>, watch: &Watch, stay: Devices) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    fleet.until("one pod is left", SCALED_TIMEOUT, has_pods(1)).await?;
+    let took = begun.elapsed().as_secs_f64();
+    stay.all_connected(CONNECTED_TIMEOUT).await?;
+    watch.all_left_empty().await?;
+    let (ordered, went) = (watch.ordered().await, watch.ended().await.len());
+    let (_, stayed) = fleet.finish(stay).await?;
+    let (rate, moved) = losses(&[&stayed], begun);
+    xtask::step::say(&format!(
+        "one pod {took:.1} s after 40 had left; {went} pods went, {moved} of 20 devices moved, at most {rate} in a second, \
+         of {BUDGET} allowed"
+    ));
+    ensure!(went == 2, "{went} pods were told to stop");
+    ensure!(moved > 0 && moved == ordered, "{moved} connections were lost, and drains were to let {ordered} go");
+    ensure!(rate <= BUDGET, "{rate} devices were disconnected in a second");
     Ok(())
 }
 

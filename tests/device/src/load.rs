@@ -18,7 +18,7 @@ pub struct Plan {
     pub addresses: Vec<SocketAddr>,
     /// TLS configuration and the name in the certificate; `None` is MQTT without TLS.
     pub tls: Option<(Arc<rustls::ClientConfig>, String)>,
-    /// Device n's own TLS configuration, with its certificate; none here: all have that of `tls`.
+    /// Device n's own TLS configuration, with its certificate or its session tickets; none here: all have that of `tls`.
     pub identities: Vec<Arc<rustls::ClientConfig>>,
     /// One login a device.
     pub logins: Vec<crate::script::Login>,
@@ -61,6 +61,8 @@ pub enum Pace {
     },
     /// Nothing but PINGREQ.
     Idle,
+    /// One message of every device when all are connected, and then nothing but PINGREQ: what a message attaches is there.
+    Once,
     /// Every device connects, disconnects and comes back at once: the cost of a connection.
     Churn,
 }
@@ -78,6 +80,7 @@ impl Pace {
     pub fn window(self) -> usize {
         match self {
             Self::Open { window, .. } | Self::Closed { window } => window,
+            Self::Once => 1,
             Self::Idle | Self::Churn => 0,
         }
     }

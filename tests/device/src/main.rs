@@ -3,7 +3,8 @@
 use std::{
     io::Write,
     net::{SocketAddr, ToSocketAddrs},
-    path::PathBuf,
+    path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,6 +17,7 @@ use device::{
     tls,
     world::World,
 };
+use rustls::ClientConfig;
 use serde::Serialize;
 
 /// Scripted MQTT devices: connect thousands, send at exact times, count what was acknowledged.
@@ -58,6 +60,9 @@ struct Load {
     /// PEM file to trust: connect by TLS
     #[arg(long)]
     ca: Option<PathBuf>,
+    /// Directory with the certificate and key `<id>.crt` and `<id>.key` of every device: they log in by it
+    #[arg(long, requires = "ca", conflicts_with_all = ["world", "group_key"])]
+    identities: Option<PathBuf>,
     /// Name in the gateway's certificate
     #[arg(long, default_value = "localhost")]
     server_name: String,
@@ -73,7 +78,10 @@ struct Load {
     /// Every device connects, disconnects and comes back at once; nothing is sent
     #[arg(long, conflicts_with_all = ["closed", "rate"])]
     churn: bool,
-    /// Resume TLS sessions on reconnect
+    /// Every device sends one message when all are connected, and then nothing
+    #[arg(long, conflicts_with_all = ["closed", "rate", "churn"])]
+    once: bool,
+    /// Every device resumes its TLS session when it comes back
     #[arg(long)]
     resume: bool,
     /// Unacknowledged messages a device
@@ -181,6 +189,7 @@ fn plan(load: &Load) -> anyhow::Result<Plan> {
         (Some(per_second), _) if per_second > 0.0 => Pace::Open { per_second, window: load.window },
         (_, true) => Pace::Closed { window: load.window },
         _ if load.churn => Pace::Churn,
+        _ if load.once => Pace::Once,
         _ => Pace::Idle,
     };
     let (addresses, tls, logins) = match &load.world {
@@ -189,8 +198,8 @@ fn plan(load: &Load) -> anyhow::Result<Plan> {
     };
     Ok(Plan {
         addresses,
+        identities: own_tls(load, tls.as_ref(), &logins)?,
         tls,
-        identities: Vec::new(),
         logins,
         pace,
         payload_bytes: load.payload,
@@ -205,12 +214,34 @@ fn plan(load: &Load) -> anyhow::Result<Plan> {
     })
 }
 
-type Target = (Vec<SocketAddr>, Option<(std::sync::Arc<rustls::ClientConfig>, String)>, Vec<Login>);
+type Tls = (Arc<ClientConfig>, String);
+type Target = (Vec<SocketAddr>, Option<Tls>, Vec<Login>);
+
+/// What a device does not share with the others: its certificate, its session tickets.
+fn own_tls(load: &Load, shared: Option<&Tls>, logins: &[Login]) -> anyhow::Result<Vec<Arc<ClientConfig>>> {
+    let Some((shared, _)) = shared else { return Ok(Vec::new()) };
+    match (&load.identities, &load.ca) {
+        (Some(directory), Some(ca)) => {
+            let ca = read(ca)?;
+            let own = logins.iter().map(|login| {
+                let [chain, key] = ["crt", "key"].map(|kind| directory.join(format!("{}.{kind}", login.client_id)));
+                tls::client(&ca, load.tls12, load.resume, Some((&read(&chain)?, &read(&key)?)))
+            });
+            own.collect()
+        }
+        _ if load.resume => Ok(logins.iter().map(|_| tls::with_own_tickets(shared)).collect()),
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
 
 fn of_world(load: &Load, world: &World) -> anyhow::Result<Target> {
     let gateway = world.gateway.as_ref().context("this world has no gateway")?;
     let address = gateway.listeners.get("mqtts").context("this world's gateway has no listener named mqtts")?;
-    let ca = std::fs::read(&world.ca_file).with_context(|| format!("cannot read {}", world.ca_file.display()))?;
+    let ca = read(&world.ca_file)?;
     let devices = world.devices.iter().skip(load.first).take(load.devices);
     let logins = devices.map(|device| Login::with_key(&world.hub.host_name, &device.device_id, &device.primary_key));
     let logins = with_keep_alive(logins.collect::<anyhow::Result<Vec<_>>>()?, load.keep_alive);
@@ -227,14 +258,12 @@ fn of_world(load: &Load, world: &World) -> anyhow::Result<Target> {
 fn of_flags(load: &Load) -> anyhow::Result<Target> {
     let tls = match &load.ca {
         None => None,
-        Some(path) => {
-            let ca = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            Some((tls::client(&ca, load.tls12, load.resume, None)?, load.server_name.clone()))
-        }
+        Some(path) => Some((tls::client(&read(path)?, load.tls12, load.resume, None)?, load.server_name.clone())),
     };
     let login = |n: usize| -> anyhow::Result<Login> {
         let id = format!("{}{}", load.prefix, load.first + n);
         match &load.group_key {
+            _ if load.identities.is_some() => Ok(Login::with_certificate(&load.hub_host, &id)),
             Some(key) => Login::with_key(&load.hub_host, &id, &sas::derived_key(key, &id)?),
             None => Ok(Login {
                 client_id: id.clone(),

@@ -59,13 +59,18 @@ impl Login {
         let path = device_id.replacen('/', "/modules/", 1);
         let expires = crate::sas::unix_now() + 3600;
         let token = crate::sas::token(&format!("{hub_host}/devices/{path}"), key_base64, None, expires)?;
-        Ok(Self {
+        Ok(Self { password: Some(token), ..Self::with_certificate(hub_host, device_id) })
+    }
+
+    /// The login of `device_id` at `hub_host` without a password: its certificate tells who it is.
+    pub fn with_certificate(hub_host: &str, device_id: &str) -> Self {
+        Self {
             client_id: device_id.to_owned(),
             user_name: Some(format!("{hub_host}/{device_id}/?api-version=2021-04-12")),
-            password: Some(token),
+            password: None,
             keep_alive_s: 60,
             clean_session: true,
-        })
+        }
     }
 }
 

@@ -36,3 +36,12 @@ pub fn client(
     }
     Ok(Arc::new(config))
 }
+
+/// The same for one device of many: the tickets that it resumes its sessions by are no other's.
+#[must_use]
+pub fn with_own_tickets(config: &ClientConfig) -> Arc<ClientConfig> {
+    let mut own = config.clone();
+    // rustls counts eight tickets a server
+    own.resumption = Resumption::in_memory_sessions(8);
+    Arc::new(own)
+}

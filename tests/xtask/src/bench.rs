@@ -11,7 +11,8 @@ use crate::{
 /// What to measure; the rest is the bench program's own.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Workloads (W1 W8 L1k IDLE-1000 IDLE-10000 CONNECT, each with -tls or both); all without one
+    /// Workloads: W1 W8 L1k IDLE-1000 IDLE-10000 CONNECT, by all their transports, or one row: W1 W1-tls (devices by
+    /// TLS) W1-amqps (AMQP by TLS) W1-tls-amqps … CONNECT-tls-certificate CONNECT-tls-resumed; all without one
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Three rounds of three seconds, late ones kept: to see that it runs, not to compare

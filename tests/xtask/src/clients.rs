@@ -6,10 +6,11 @@
 use std::{
     net::{Ipv4Addr, TcpListener},
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
+use xtask::verdict::Verdict;
 
 use crate::{
     local::{self, Ports, Profile, World},
@@ -57,6 +58,7 @@ pub(crate) fn mqtt() -> anyhow::Result<()> {
     let scripts = packages::node(Path::new("tests/clients/node"))?;
     let python = packages::python(Path::new("tests/clients/python/requirements.txt"))?;
     let [hub, gateway] = step("build hub and gateway", || local::build(["hub", "gateway"], Profile::Dev))?;
+    step("cargo xtask local", everything_is_accounted_for)?;
     let world = world("clients");
     let (_hub, json) = world.start_hub(&hub)?;
     let _gateway = world.start_gateway(&gateway, &json)?;
@@ -68,6 +70,32 @@ pub(crate) fn mqtt() -> anyhow::Result<()> {
         command.env("NODE_EXTRA_CA_CERTS", json.with_file_name("ca.pem")).env("PYTHONDONTWRITEBYTECODE", "1");
         process::run(&mut command)
     })
+}
+
+/// `cargo xtask local` as its user runs it: its exit code, its closing line, what it leaves in `local.json`.
+fn everything_is_accounted_for() -> anyhow::Result<()> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["local", "--dev", "--devices", "5", "--rate", "100", "--for", "5s"]).stderr(Stdio::inherit());
+    let output = command.output()?;
+    ensure!(output.status.success(), "it ended with {}", output.status);
+    let printed = String::from_utf8(output.stdout)?;
+    let last = printed.lines().last().unwrap_or_default();
+    let numbers: Vec<u64> = last.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let &[sent, acknowledged, stored, lost, duplicated] = numbers.as_slice() else {
+        bail!("its last line is {last:?}");
+    };
+    let verdict = Verdict { sent, acknowledged, stored, lost, duplicated };
+    ensure!(last == verdict.to_string(), "its last line is {last:?}");
+    // 500 on a machine that has time
+    ensure!(sent >= 250 && (acknowledged, stored, lost, duplicated) == (sent, sent, 0, 0), "{verdict}");
+    let json = std::fs::read(process::workspace_root().join("target/local/local.json"))?;
+    let json: serde_json::Value = serde_json::from_slice(&json)?;
+    ensure!(json["devices"].as_array().is_some_and(|devices| devices.len() == 5), "{json}");
+    for field in ["primaryKey", "secondaryKey", "connectionString", "gatewayConnectionString", "sasToken"] {
+        ensure!(json["devices"][4][field].as_str().is_some_and(|text| !text.is_empty()), "no {field} in {json}");
+    }
+    ensure!(json["service"]["connectionString"].is_string(), "no service in {json}");
+    Ok(())
 }
 
 /// Runs test files of `tests/clients/node` one after the other, each with devices of its own.

@@ -8,6 +8,7 @@ mod world;
 use std::net::Ipv4Addr;
 
 use anyhow::bail;
+use xtask::verdict::Verdict;
 
 use crate::{
     process,
@@ -29,6 +30,9 @@ pub(crate) struct Arguments {
     /// End by itself after this time (30s, 5m), with the count of what was lost
     #[arg(long = "for", value_name = "TIME", value_parser = seconds)]
     time: Option<u64>,
+    /// Development builds: sooner built, slower at work
+    #[arg(long)]
+    dev: bool,
 }
 
 /// Devices registered when none are run, for the user's own clients.
@@ -37,8 +41,9 @@ const SPARE_DEVICES: u32 = 10;
 /// Builds and starts everything, says where it is and what to try, and stays until it is ended.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let programs = ["hub", "gateway", "device"];
+    let (profile, name) = if arguments.dev { (Profile::Dev, "dev") } else { (Profile::Release, "release") };
     let [hub, gateway, device] =
-        step("build hub, gateway and devices (release)", || build(programs, Profile::Release))?;
+        step(&format!("build hub, gateway and devices ({name})"), || build(programs, profile))?;
     let world = World {
         directory: process::workspace_root().join("target/local"),
         hub_address: Ipv4Addr::new(127, 0, 0, 2),
@@ -52,13 +57,21 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let description = world::Description::read(&json)?;
     description.introduce(&json);
     if arguments.devices == 0 {
-        say("no devices are run: this stays up until Ctrl-C");
-        return live::until_stopped(&stop, arguments.time, &mut [&mut hub, &mut gateway]);
+        let end = arguments.time.map_or("until Ctrl-C".to_owned(), |seconds| format!("for {seconds} s"));
+        say(&format!("no devices are run: this stays up {end}"));
+        live::until_stopped(&stop, arguments.time, &mut [&mut hub, &mut gateway])?;
+        // what your own clients sent, and what was acknowledged to them, they know themselves
+        println!("stored {}", judge::stored(&description)?);
+        return Ok(());
     }
     let rate = arguments.rate.unwrap_or(f64::from(arguments.devices));
     let load = live::Load { devices: arguments.devices, rate, seconds: arguments.time };
     let report = live::devices(&device, &json, &description, &load, &stop, &mut [&mut hub, &mut gateway])?;
-    let verdict = judge::judge(&description, &report)?;
+    tell(judge::judge(&description, &report)?)
+}
+
+/// The closing line; an error if something was lost.
+fn tell(verdict: Verdict) -> anyhow::Result<()> {
     println!("{verdict}");
     if verdict.lost > 0 {
         bail!("{} acknowledged messages are not at the hub", verdict.lost);
@@ -93,5 +106,13 @@ mod tests {
         assert_eq!(seconds("90"), Ok(90));
         assert!(seconds("half a minute").is_err());
         assert!(seconds("").is_err());
+    }
+
+    #[test]
+    fn a_lost_message_is_an_error_and_a_duplicate_is_none() {
+        let verdict = Verdict { sent: 3, acknowledged: 3, stored: 3, lost: 0, duplicated: 1 };
+        tell(verdict).unwrap();
+        let error = tell(Verdict { stored: 2, lost: 1, ..verdict }).unwrap_err();
+        assert_eq!(error.to_string(), "1 acknowledged messages are not at the hub");
     }
 }

@@ -14,7 +14,39 @@ use crate::{Event, LinkId, NotSent, Outcome, SenderSettleMode};
 pub(super) struct Tail {
     link: LinkId,
     settled: bool,
+    /// What the window did not let out at first, and how much of it is out since.
     rest: Vec<u8>,
+    written: usize,
+}
+
+/// What of a message is not in a frame yet.
+struct Rest<'a> {
+    parts: &'a [&'a [u8]],
+    /// Where it begins in the first of them.
+    from: usize,
+    bytes: usize,
+}
+
+impl<'a> Rest<'a> {
+    fn new(parts: &'a [&'a [u8]]) -> Self {
+        Self { parts, from: 0, bytes: parts.iter().map(|part| part.len()).sum() }
+    }
+
+    /// Moves the next `bytes` of it, or what there is, to the end of `out`.
+    fn take(&mut self, mut bytes: usize, out: &mut Vec<u8>) {
+        while bytes > 0
+            && let Some((part, others)) = self.parts.split_first()
+        {
+            let end = part.len().min(self.from + bytes);
+            out.extend_from_slice(&part[self.from..end]);
+            bytes -= end - self.from;
+            self.bytes -= end - self.from;
+            self.from = end;
+            if end == part.len() {
+                (self.parts, self.from) = (others, 0);
+            }
+        }
+    }
 }
 
 impl Endpoint {
@@ -39,7 +71,8 @@ impl Endpoint {
             SenderSettleMode::Settled if !settled => return Err(NotSent::SettleMode),
             _ => {}
         }
-        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        let mut message = Rest::new(parts);
+        let bytes = message.bytes;
         if bytes as u64 > link.message_bytes_max {
             return Err(NotSent::TooLarge);
         }
@@ -71,11 +104,12 @@ impl Endpoint {
             session.next_outgoing_id = session.next_outgoing_id.wrapping_add(1);
             session.remote_incoming_window -= 1;
         } else {
-            let message = parts.concat();
-            let written =
-                write_frames(&mut self.output, session, channel, link.handle, first, settled, &message, frame_payload);
-            if written < message.len() {
-                session.tail = Some(Box::new(Tail { link: id, settled, rest: message[written..].to_vec() }));
+            let handle = (channel, link.handle);
+            write_frames(&mut self.output, session, handle, first, settled, &mut message, frame_payload);
+            if message.bytes > 0 {
+                let mut rest = Vec::with_capacity(message.bytes);
+                message.take(message.bytes, &mut rest);
+                session.tail = Some(Box::new(Tail { link: id, settled, rest, written: 0 }));
             }
         }
         Ok(())
@@ -179,12 +213,14 @@ impl Endpoint {
             self.links.get(id.index as usize).filter(|link| link.generation == id.generation && link.is_attached());
         // with its link gone the delivery has been reported lost
         let Some(link) = link else { return };
-        let (channel, settled, before) = (index as u16, tail.settled, self.output.len());
-        let written =
-            write_frames(&mut self.output, session, channel, link.handle, None, settled, &tail.rest, frame_payload);
+        let (handle, before) = ((index as u16, link.handle), self.output.len());
+        let parts = [&tail.rest[tail.written..]];
+        let mut message = Rest::new(&parts);
+        write_frames(&mut self.output, session, handle, None, tail.settled, &mut message, frame_payload);
         self.own_bytes += self.output.len() - before;
-        tail.rest.drain(..written);
-        if !tail.rest.is_empty() {
+        let left = message.bytes;
+        if left > 0 {
+            tail.written = tail.rest.len() - left;
             session.tail = Some(tail);
         }
     }
@@ -261,31 +297,27 @@ impl Endpoint {
     }
 }
 
-/// Writes as much of a message as the window lets out, `more` on all frames but the last; returns the bytes written.
-#[expect(clippy::too_many_arguments, reason = "the parts of one frame; a struct would be made for this call alone")]
+/// Writes as much of a message as the window lets out, `more` on all frames but the last. `handle`: the channel and the link's
+/// number there.
 fn write_frames(
     out: &mut Vec<u8>,
     session: &mut Session,
-    channel: u16,
-    handle: u32,
+    (channel, handle): (u16, u32),
     mut first: Option<(u32, u32)>,
     settled: bool,
-    message: &[u8],
+    message: &mut Rest<'_>,
     frame_payload: usize,
-) -> usize {
-    let mut written = 0;
-    while written < message.len() && session.remote_incoming_window > 0 {
-        let end = message.len().min(written + frame_payload);
-        let more = end < message.len();
-        let (mut head, head_bytes) = frames::transfer_head(channel, handle, first.take(), settled, more);
-        let size = head_bytes + end - written;
-        head[..4].copy_from_slice(&(size as u32).to_be_bytes());
-        out.reserve(size);
+) {
+    let count = message.bytes.div_ceil(frame_payload).min(session.remote_incoming_window as usize);
+    out.reserve(message.bytes.min(count * frame_payload) + count * TRANSFER_HEAD_BYTES_MAX);
+    for _ in 0..count {
+        let bytes = message.bytes.min(frame_payload);
+        let (mut head, head_bytes) =
+            frames::transfer_head(channel, handle, first.take(), settled, bytes < message.bytes);
+        head[..4].copy_from_slice(&((head_bytes + bytes) as u32).to_be_bytes());
         out.extend_from_slice(&head[..head_bytes]);
-        out.extend_from_slice(&message[written..end]);
+        message.take(bytes, out);
         session.next_outgoing_id = session.next_outgoing_id.wrapping_add(1);
         session.remote_incoming_window -= 1;
-        written = end;
     }
-    written
 }

@@ -7,3 +7,4 @@ mod fuzz;
 mod links;
 mod peer;
 mod sessions;
+mod splits;

@@ -29,7 +29,6 @@ pub fn login<'a>(connect: &Connect<'a>, settings: &Settings) -> Result<Login<'a>
     Ok(Login {
         identity,
         hub_host,
-        api_version: first_value(query, "api-version"),
         client_type: first_value(query, "DeviceClientType"),
         model_id: first_value(query, "model-id"),
         token: token(connect.password)?,
@@ -99,32 +98,35 @@ tls: {secretName: serving}";
         Connect { clean_session: true, keep_alive_s: 60, client_id, will: None, user_name, password }
     }
 
-    /// `Ok((identity, hub host, api-version))` or the refusal.
+    /// `Ok((identity, hub host, model id))` or the refusal.
     fn check(client_id: &str, user_name: &str, expected: Result<(&str, &str, Option<&str>), Refused>) {
         let settings = settings();
         let got = login(&connect(client_id, Some(user_name), None), &settings);
-        let got = got.as_ref().map(|l| (l.identity.as_str(), l.hub_host, l.api_version)).map_err(|refused| *refused);
+        let got = got.as_ref().map(|l| (l.identity.as_str(), l.hub_host, l.model_id)).map_err(|refused| *refused);
         assert_eq!(got, expected, "client id {client_id:?}, user name {user_name:?}");
     }
 
     #[test]
     fn every_form_of_user_name_is_read() {
         let host = "hub.example.com";
-        for (client_id, user_name, api_version) in [
-            ("d1", "hub.example.com/d1/?api-version=2021-04-12", Some("2021-04-12")),
-            ("d1", "hub.example.com/d1/api-version=2016-11-14", Some("2016-11-14")),
+        for (client_id, user_name, model_id) in [
+            ("d1", "hub.example.com/d1/?api-version=2021-04-12", None),
+            ("d1", "hub.example.com/d1/?model-id=1", Some("1")),
+            ("d1", "hub.example.com/d1/api-version=2016-11-14", None),
+            ("d1", "hub.example.com/d1/model-id=1", Some("1")),
             ("d1", "hub.example.com/d1", None),
             ("d1", "hub.example.com/d1/", None),
             ("d1", "hub.example.com/d1/?", None),
-            ("d1", "hub.example.com/d1/?model-id=dtmi%3Aa%3B1&api-version=2020-09-30", Some("2020-09-30")),
-            ("d1", "hub.example.com/d1/?api-version=1&api-version=2", Some("1")),
-            ("d1", "hub.example.com/d1/?api-version=1&unknown&x=y", Some("1")),
-            ("d1", "hub.example.com/d1/?DeviceClientType=a/b&api-version=1", Some("1")),
-            ("d1/m1", "hub.example.com/d1/m1/?api-version=2021-04-12", Some("2021-04-12")),
+            ("d1", "hub.example.com/d1/?api-version=2020-09-30&model-id=dtmi%3Aa%3B1", Some("dtmi%3Aa%3B1")),
+            ("d1", "hub.example.com/d1/?model-id=dtmi%3Aa%3B1&api-version=2020-09-30", Some("dtmi%3Aa%3B1")),
+            ("d1", "hub.example.com/d1/?model-id=1&model-id=2", Some("1")),
+            ("d1", "hub.example.com/d1/?model-id=1&unknown&x=y", Some("1")),
+            ("d1", "hub.example.com/d1/?DeviceClientType=a/b&model-id=1", Some("1")),
+            ("d1/m1", "hub.example.com/d1/m1/?model-id=1", Some("1")),
             ("d1/m1", "hub.example.com/d1/m1", None),
-            ("?d=1", "hub.example.com/?d=1/?api-version=7", Some("7")),
+            ("?d=1", "hub.example.com/?d=1/?model-id=7", Some("7")),
         ] {
-            check(client_id, user_name, Ok((client_id, host, api_version)));
+            check(client_id, user_name, Ok((client_id, host, model_id)));
         }
     }
 

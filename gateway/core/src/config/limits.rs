@@ -27,6 +27,14 @@ pub(super) fn check(given: &Limits, errors: &mut Errors) -> settings::Limits {
         errors.rate("limits.drainPerSecond", given.drain_per_second, Rate(10.0), Rate(0.001), Rate(100_000.0));
     let output_bytes_max =
         errors.bytes("limits.outputBytesMax", given.output_bytes_max.as_ref(), 256 * KIB, 4 * KIB, 16 * MIB) as usize;
+    // as much as a thousand Wills take that are as long as a CONNECT can carry them
+    let unauthenticated_bytes_max = errors.bytes(
+        "limits.unauthenticatedBytesMax",
+        given.unauthenticated_bytes_max.as_ref(),
+        64 * MIB,
+        64 * KIB,
+        1024 * MIB,
+    ) as usize;
     let mut duration = |name: &str, given: &Option<Quantity>, default_s, min_ms, max_s| {
         let (default, max) = (Duration::from_secs(default_s), Duration::from_secs(max_s));
         errors.duration(&format!("limits.{name}"), given.as_ref(), default, Duration::from_millis(min_ms), max)
@@ -36,6 +44,7 @@ pub(super) fn check(given: &Limits, errors: &mut Errors) -> settings::Limits {
         connects_per_second,
         handshakes_max,
         packet_bytes_max: packet_bytes_max as usize,
+        unauthenticated_bytes_max,
         message_bytes_max: message_bytes_max as usize,
         properties_max,
         inflight_max,

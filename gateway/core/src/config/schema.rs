@@ -285,6 +285,9 @@ pub struct Limits {
     /// Whole MQTT packet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub packet_bytes_max: Option<Quantity>,
+    /// Unfinished first packets of all connections together, beyond 4 KiB of each; but never less than one packet for each core.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unauthenticated_bytes_max: Option<Quantity>,
     /// Body and properties of a message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message_bytes_max: Option<Quantity>,

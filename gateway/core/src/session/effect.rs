@@ -82,6 +82,8 @@ pub enum CloseCause {
     HubUnreachable,
     /// No CONNECT within the time limit.
     HandshakeTimeout,
+    /// What all connections have sent before they are let in is too much.
+    UnauthenticatedBytes,
     /// The device does not read what we write.
     WriteTimeout,
     /// This gateway is stopping or draining.

@@ -13,6 +13,14 @@ impl Session {
         }
     }
 
+    /// Bytes of its CONNECT, Will and password, that are kept while nobody has let it in yet.
+    pub fn unauthenticated_bytes(&self) -> usize {
+        match &self.state {
+            State::Authenticating(candidate) => candidate.kept_bytes,
+            State::Connecting { .. } | State::Active(_) | State::Draining { .. } | State::Closed(_) => 0,
+        }
+    }
+
     /// Whether the answer to `Effect::Authenticate` is awaited.
     pub fn is_authenticating(&self) -> bool {
         matches!(self.state, State::Authenticating(_))

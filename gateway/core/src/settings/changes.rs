@@ -241,6 +241,7 @@ impl Table {
             connects_per_second,
             handshakes_max,
             packet_bytes_max,
+            unauthenticated_bytes_max,
             message_bytes_max,
             properties_max,
             inflight_max,
@@ -259,6 +260,7 @@ impl Table {
         self.add("limits.connectsPerSecond", When::AtOnce, connects_per_second);
         self.add("limits.handshakesMax", When::AtOnce, handshakes_max);
         self.add("limits.packetBytesMax", When::AtOnce, packet_bytes_max);
+        self.add("limits.unauthenticatedBytesMax", When::AtOnce, unauthenticated_bytes_max);
         self.add("limits.messageBytesMax", When::AtOnce, message_bytes_max);
         self.add("limits.propertiesMax", When::AtOnce, properties_max);
         self.add("limits.inflightMax", When::NextConnect, inflight_max);

@@ -1,5 +1,5 @@
-//! Which AMQP connection takes a new device: the fullest that has room, so that few connections serve many devices and the
-//! emptiest run dry and close.
+//! Which AMQP connection takes a new device: the fullest that has room and is not lost, so that few connections serve many
+//! devices and the emptiest run dry and close.
 //!
 //! It counts; it opens and closes nothing. A connection that is lost and comes back keeps its key and its devices.
 
@@ -88,13 +88,15 @@ impl Placement {
         self.device_tokens = device_tokens;
     }
 
-    /// Finds a place for one more device and takes it.
+    /// Finds a place for one more device and takes it: the fullest connection with room that is not lost, or else the fullest
+    /// with room. `is_away` tells which are lost and not back yet.
     ///
     /// # Errors
     /// [`NoRoom`] if all connections are full and there are `connections_max` of them.
-    pub fn place(&mut self) -> Result<Placed, NoRoom> {
-        let fullest = self.connections.iter().filter(|(_, connection)| self.has_room(connection));
-        let (key, open) = match fullest.max_by_key(|(_, connection)| connection.devices) {
+    pub fn place(&mut self, is_away: impl Fn(ConnectionKey) -> bool) -> Result<Placed, NoRoom> {
+        let with_room = self.connections.iter().filter(|(_, connection)| self.has_room(connection));
+        let best = |(key, connection): &(usize, &Connection)| (!is_away(ConnectionKey(*key)), connection.devices);
+        let (key, open) = match with_room.max_by_key(best) {
             Some((key, _)) => (key, false),
             None => (self.open()?, true),
         };
@@ -227,8 +229,11 @@ mod tests {
 
     const PEER: PeerLimits = PeerLimits { channel_max: 1024, handle_max: 262_143 };
 
+    /// No connection is lost.
+    const HERE: fn(ConnectionKey) -> bool = |_| false;
+
     fn place_all(placement: &mut Placement, count: usize) -> Vec<Placed> {
-        (0..count).map(|_| placement.place().unwrap()).collect()
+        (0..count).map(|_| placement.place(HERE).unwrap()).collect()
     }
 
     #[test]
@@ -239,16 +244,16 @@ mod tests {
         placement.set_limits(&limits(2), 2, false);
         assert_eq!(placement.devices(first), 3);
         placement.leave(first, Millis(0));
-        let second = placement.place().unwrap();
+        let second = placement.place(HERE).unwrap();
         assert!(second.open, "two are enough now");
         placement.set_limits(&limits(4), 2, false);
         placement.handle_opened(second.connection, PEER);
-        assert!(!placement.place().unwrap().open);
+        assert!(!placement.place(HERE).unwrap().open);
         placement.leave(first, Millis(0));
         let placed = place_all(&mut placement, 3);
         assert_eq!(placed.iter().filter(|placed| placed.connection == first).count(), 1, "it was opened for three");
-        assert_eq!(placement.place().map(|placed| placed.open), Ok(false));
-        assert_eq!(placement.place(), Err(NoRoom));
+        assert_eq!(placement.place(HERE).map(|placed| placed.open), Ok(false));
+        assert_eq!(placement.place(HERE), Err(NoRoom));
     }
 
     #[test]
@@ -266,17 +271,37 @@ mod tests {
         placement.leave(placed[0].connection, Millis(0));
         placement.leave(placed[1].connection, Millis(0));
         placement.leave(placed[3].connection, Millis(0));
-        assert_eq!(placement.place(), Ok(Placed { connection: placed[3].connection, open: false }));
-        assert_eq!(placement.place(), Ok(Placed { connection: placed[0].connection, open: false }));
+        assert_eq!(placement.place(HERE), Ok(Placed { connection: placed[3].connection, open: false }));
+        assert_eq!(placement.place(HERE), Ok(Placed { connection: placed[0].connection, open: false }));
+    }
+
+    #[test]
+    fn one_that_is_lost_takes_devices_only_if_no_other_has_room() {
+        let mut placement = Placement::new(&limits(3), 2, false);
+        let placed = place_all(&mut placement, 5);
+        let (first, second) = (placed[0].connection, placed[3].connection);
+        placement.leave(first, Millis(0));
+        placement.leave(first, Millis(0));
+        let place = |placement: &mut Placement, lost: &[ConnectionKey]| {
+            let placed = placement.place(|key| lost.contains(&key)).unwrap();
+            assert!(!placed.open);
+            placement.leave(placed.connection, Millis(0));
+            placed.connection
+        };
+        assert_eq!(place(&mut placement, &[]), second);
+        assert_eq!(place(&mut placement, &[second]), first);
+        assert_eq!(place(&mut placement, &[first, second]), second);
+        place_all(&mut placement, 1);
+        assert_eq!(place(&mut placement, &[first]), first, "nowhere else is room");
     }
 
     #[test]
     fn no_room_once_every_connection_is_full() {
         let mut placement = Placement::new(&limits(2), 2, false);
         place_all(&mut placement, 4);
-        assert_eq!(placement.place(), Err(NoRoom));
+        assert_eq!(placement.place(HERE), Err(NoRoom));
         placement.leave(ConnectionKey(1), Millis(0));
-        assert!(placement.place().is_ok());
+        assert!(placement.place(HERE).is_ok());
     }
 
     #[test]
@@ -290,7 +315,7 @@ mod tests {
         check(1, 262_143, 32);
         check(0, 0, 1);
         let mut placement = Placement::new(&limits(900), 10, false);
-        let first = placement.place().unwrap().connection;
+        let first = placement.place(HERE).unwrap().connection;
         placement.handle_opened(first, PeerLimits { channel_max: 2, handle_max: 1 });
         assert_eq!(place_all(&mut placement, 2).iter().filter(|placed| placed.open).count(), 1);
     }
@@ -298,13 +323,13 @@ mod tests {
     #[test]
     fn a_thousand_tokens_retire_a_connection_until_it_is_opened_anew() {
         let mut placement = Placement::new(&limits(2000), 10, true);
-        let key = placement.place().unwrap().connection;
+        let key = placement.place(HERE).unwrap().connection;
         placement.handle_opened(key, PEER);
         (0..TOKENS_PER_CONNECTION_MAX).for_each(|_| placement.handle_token_put(key));
-        assert!(placement.place().unwrap().open);
+        assert!(placement.place(HERE).unwrap().open);
         placement.handle_opened(key, PEER);
         placement.leave(ConnectionKey(1), Millis(0));
-        assert!(!placement.place().unwrap().open);
+        assert!(!placement.place(HERE).unwrap().open);
     }
 
     #[test]
@@ -329,16 +354,16 @@ mod tests {
         placement.leave(placed[1].connection, Millis(2_000));
         assert_eq!(placement.next_idle(Millis(2_000)), Some(placed[1].connection));
         placement.remove(placed[1].connection);
-        assert_eq!(placement.place().map(|placed| placed.connection), Ok(placed[0].connection));
+        assert_eq!(placement.place(HERE).map(|placed| placed.connection), Ok(placed[0].connection));
         assert_eq!(placement.poll_timeout(), None);
     }
 
     #[test]
     fn a_retired_connection_takes_no_device_and_keeps_its_own() {
         let mut placement = Placement::new(&limits(10), 10, false);
-        let key = placement.place().unwrap().connection;
+        let key = placement.place(HERE).unwrap().connection;
         placement.retire(key);
-        assert!(placement.place().unwrap().open);
+        assert!(placement.place(HERE).unwrap().open);
         assert_eq!(placement.devices(key), 1);
         assert_eq!(placement.next_idle(Millis(u64::MAX)), None);
     }

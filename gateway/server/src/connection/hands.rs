@@ -13,7 +13,7 @@ use gateway_core::{
 use tracing::error;
 
 use super::trust;
-use crate::{core::Core, tls, transport::Transport, upstream::DeviceLink};
+use crate::{core::Core, metrics::Limit, tls, transport::Transport, upstream::DeviceLink};
 
 /// Lent to a session for one event.
 pub(super) struct Hands<'a> {
@@ -84,7 +84,10 @@ impl<'a> Hands<'a> {
                     link.close_commands();
                 }
             }
-            Effect::Authenticate(login) => self.verdict = self.authenticate(&login),
+            Effect::Authenticate(login) => {
+                self.verdict = self.authenticate(&login);
+                self.introduce(&login);
+            }
             Effect::Close(_) => self.closed = true,
         }
     }
@@ -110,6 +113,10 @@ impl<'a> Hands<'a> {
         let verdict = match by_hub {
             Some(token) if token.expires.0.saturating_add(limits.clock_skew_max.as_secs()) <= self.now.unix.0 => {
                 Some(refused(ConnectCode::NotAuthorized, RefusedReason::TokenExpired))
+            }
+            // the hub only says that a token is good: it takes the identity from `sr` and does not know who asks
+            Some(token) if !token.covers(&login.identity, |host| settings.is_hub_host(host)) => {
+                Some(refused(ConnectCode::NotAuthorized, RefusedReason::TokenScope))
             }
             Some(_) => None,
             None if login.token.is_none() && !self.is_trusted() => {
@@ -141,6 +148,18 @@ impl<'a> Hands<'a> {
     fn is_trusted(&self) -> bool {
         let chain = self.transport.peer_certificates();
         self.trust == self.core.trust() || chain.is_empty() || trust::is_trusted(self.core, chain, self.now.unix)
+    }
+
+    /// Lets the hub know what the device says of itself.
+    fn introduce(&self, login: &Login<'_>) {
+        let Some(link) = &*self.link else { return };
+        let (client, left_out) = login.client();
+        if left_out {
+            self.core.metrics.limits.at(Limit::ClientText).inc();
+        }
+        if let Some(client) = client {
+            link.introduce(client);
+        }
     }
 
     fn certificate(&self) -> Option<ClientCertificate> {

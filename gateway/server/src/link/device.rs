@@ -4,7 +4,7 @@ use std::{rc::Rc, time::Duration};
 
 use amqp_endpoint::LinkId;
 use gateway_core::{
-    auth::{Refused, Verdict},
+    auth::{Client, Refused, Verdict},
     message::{DeviceId, Outcome, QoS},
     session::effect::{CloseCause, Slot},
     time::{Millis, UnixSeconds},
@@ -23,6 +23,8 @@ pub(super) struct Device {
     pub(super) inbox: Rc<Inbox>,
     /// The device's own token, if the hub judges it by that.
     pub(super) proof: Option<Box<Proof>>,
+    /// What the hub is told of it with every link.
+    pub(super) client: Option<Box<Client>>,
     /// The telemetry sender.
     pub(super) sender: Tie,
     pub(super) commands: Commands,
@@ -136,7 +138,7 @@ pub(super) struct Message {
 
 /// Which of a device's two links.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Role {
+pub(crate) enum Role {
     Telemetry,
     Commands,
 }
@@ -146,6 +148,7 @@ pub(crate) struct Passenger {
     pub(super) identity: DeviceId,
     pub(crate) inbox: Rc<Inbox>,
     pub(super) proof: Option<Box<Proof>>,
+    pub(super) client: Option<Box<Client>>,
     /// Window of the command receiver that it wants, and whether it waits to hear of it.
     pub(super) commands: (u32, bool),
     pub(super) messages: Vec<Message>,
@@ -172,7 +175,7 @@ impl Trouble {
 
 impl Passenger {
     pub(crate) fn new(identity: DeviceId, inbox: Rc<Inbox>) -> Self {
-        Self { identity, inbox, proof: None, commands: (0, false), messages: Vec::new(), refused: false }
+        Self { identity, inbox, proof: None, client: None, commands: (0, false), messages: Vec::new(), refused: false }
     }
 
     /// There is no place for it: answers everything that it waits for.
@@ -224,6 +227,7 @@ impl Device {
             identity,
             inbox,
             proof: None,
+            client: None,
             sender: Tie::None,
             commands,
             queue: List::EMPTY,

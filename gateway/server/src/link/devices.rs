@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use gateway_core::{message::Outcome, session::effect::CloseCause};
+use gateway_core::{auth::Client, message::Outcome, session::effect::CloseCause};
 
 use super::{
     device::{Device, Message, Passenger, Role, Stage, Tie},
@@ -13,9 +13,9 @@ use crate::upstream::UpstreamEvent;
 impl State {
     /// Takes a device on, with what it brings along.
     pub(super) fn take_on(&mut self, passenger: Passenger) -> u32 {
-        let Passenger { identity, inbox, proof, commands, messages, refused } = passenger;
+        let Passenger { identity, inbox, proof, client, commands, messages, refused } = passenger;
         let mut owner = Device::new(identity, inbox);
-        (owner.proof, owner.refused) = (proof, refused);
+        (owner.proof, owner.client, owner.refused) = (proof, client, refused);
         (owner.commands.window, owner.commands.asked) = commands;
         let waits = owner.proof.is_some();
         let device = self.devices.insert(owner) as u32;
@@ -32,6 +32,15 @@ impl State {
             self.resume(device);
         }
         device
+    }
+
+    /// What the hub is told of a device when a link of it attaches; other brokers do not ask.
+    pub(super) fn introduce(&mut self, device: u32, client: Client) {
+        if self.pool.target().is_iot_hub()
+            && let Some(owner) = self.devices.get_mut(device as usize)
+        {
+            owner.client = Some(Box::new(client));
+        }
     }
 
     /// The device's connection is gone: its commands go back at once, its messages are still settled.
@@ -113,6 +122,7 @@ impl State {
             identity: owner.identity,
             inbox: owner.inbox,
             proof: owner.proof,
+            client: owner.client,
             commands: (owner.commands.window, owner.commands.asked),
             messages,
             refused: owner.refused,

@@ -127,7 +127,7 @@ impl State {
         let user = User::Device { role, session: session as u32, device }.pack();
         // the serial makes the name unique for this container, over all sessions and attempts
         let mut attach = Attach::new(format!("{kind}-{}", self.attaches), address);
-        attach.properties = target.attach_properties();
+        attach.properties = target.attach_properties(role, owner.client.as_deref());
         let link = match role {
             Role::Telemetry => endpoint.attach_sender(id, attach, user)?,
             Role::Commands => {

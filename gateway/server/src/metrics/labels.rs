@@ -135,6 +135,7 @@ impl Label for End {
         (Self::Closed(CloseCause::HubRefused), "hub_refused_message"),
         (Self::Closed(CloseCause::HubUnreachable), "hub_unreachable"),
         (Self::Closed(CloseCause::HandshakeTimeout), "connect_timeout"),
+        (Self::Closed(CloseCause::UnauthenticatedBytes), "unauthenticated_bytes"),
         (Self::Closed(CloseCause::WriteTimeout), "write_timeout"),
         (Self::Closed(CloseCause::Shutdown), "shutdown"),
         (Self::Transport(TransportFault::PlainOnTlsPort), "plain_on_tls_port"),
@@ -164,10 +165,14 @@ pub enum Limit {
     Handshakes,
     /// The process has no file descriptor left: accepting pauses.
     OpenFiles,
+    /// `unauthenticatedBytesMax`: the connection that came above it is closed.
+    UnauthenticatedBytes,
     /// `outputBytesMax` of a device: it is not read.
     DeviceOutput,
     /// `inflightMax` of a device: it is not read.
     Inflight,
+    /// Client information or model id of a user name: too long or no text, and not passed on.
+    ClientText,
     /// AMQP connections of this core are full and no further one may open.
     UpstreamConnections,
     /// `outputBytesMax` of an AMQP connection.
@@ -192,8 +197,10 @@ impl Label for Limit {
         (Self::ConnectsPerSecond, "connects_per_second"),
         (Self::Handshakes, "handshakes"),
         (Self::OpenFiles, "open_files"),
+        (Self::UnauthenticatedBytes, "unauthenticated_bytes"),
         (Self::DeviceOutput, "device_output"),
         (Self::Inflight, "inflight"),
+        (Self::ClientText, "client_text"),
         (Self::UpstreamConnections, "upstream_connections"),
         (Self::UpstreamOutput, "upstream_output"),
         (Self::UnsettledBytes, "unsettled_bytes"),

@@ -147,10 +147,11 @@ impl Pool {
 
     /// Takes a place on an AMQP connection, and opens that if it is new.
     fn place(self: &Rc<Self>) -> Result<Rc<Link>, NoRoom> {
-        let placed = self.placement.borrow_mut().place().inspect_err(|NoRoom| {
+        let mut links = self.links.borrow_mut();
+        let is_away = |key: ConnectionKey| matches!(links.get(key.0), Some(Some(link)) if link.is_away());
+        let placed = self.placement.borrow_mut().place(is_away).inspect_err(|NoRoom| {
             self.metrics.limits.at(Limit::UpstreamConnections).inc();
         })?;
-        let mut links = self.links.borrow_mut();
         let index = placed.connection.0;
         if links.len() <= index {
             links.resize_with(index + 1, || None);

@@ -3,16 +3,22 @@
 use std::fmt::Write as _;
 
 use gateway_core::{
+    auth::Client,
     message::DeviceId,
     settings::{Settings, Transport, Upstream, UpstreamLimits},
 };
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::link::Role;
 
 /// RFC 3986 unreserved characters stay; so an id can neither leave its segment nor become a broker's wildcard.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// `com.microsoft:api-version` of our attaches (contract §3.4).
 const API_VERSION: &str = "2021-04-12";
+
+/// `com.microsoft:client-version` for a device that does not say what it runs.
+const OWN_USER_AGENT: &str = concat!("protocol-gateway/", env!("CARGO_PKG_VERSION"));
 
 /// The peer, as settings name it.
 pub(crate) struct Target {
@@ -89,16 +95,21 @@ impl Target {
         }
     }
 
-    /// ATTACH properties that IoT Hub wants (contract §3.4).
-    pub(crate) fn attach_properties(&self) -> Vec<(String, String)> {
-        let version = concat!("protocol-gateway/", env!("CARGO_PKG_VERSION"));
-        match self.kind {
-            Kind::IotHub { .. } => vec![
-                ("com.microsoft:client-version".into(), version.into()),
-                ("com.microsoft:api-version".into(), API_VERSION.into()),
-            ],
-            Kind::Broker { .. } => Vec::new(),
+    /// ATTACH properties that IoT Hub wants (contract §3.4): the device's user agent, or else our own, and on its telemetry link
+    /// its model.
+    pub(crate) fn attach_properties(&self, role: Role, client: Option<&Client>) -> Vec<(String, String)> {
+        if !self.is_iot_hub() {
+            return Vec::new();
         }
+        let version = client.and_then(|client| client.user_agent.as_deref()).unwrap_or(OWN_USER_AGENT);
+        let model = client.and_then(|client| client.model_id.as_deref()).filter(|_| role == Role::Telemetry);
+        let properties = [
+            ("com.microsoft:client-version", Some(version)),
+            ("com.microsoft:api-version", Some(API_VERSION)),
+            ("com.microsoft:model-id", model),
+        ];
+        let given = properties.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())));
+        given.collect()
     }
 }
 
@@ -125,9 +136,9 @@ fn fill(template: &str, identity: &DeviceId) -> String {
 
 #[cfg(test)]
 mod tests {
-    use gateway_core::message::DeviceId;
+    use gateway_core::{auth::Client, config::GatewayConfig, message::DeviceId};
 
-    use super::{fill, hub_path};
+    use super::{OWN_USER_AGENT, Role, Target, fill, hub_path};
 
     fn id(device: &str, module: Option<&str>) -> DeviceId {
         DeviceId::new(device, module).unwrap()
@@ -140,6 +151,35 @@ mod tests {
         check("d1", Some("m1"), "/devices/d1/modules/m1");
         check("a%b#c", Some("x:y"), "/devices/a%25b%23c/modules/x%3Ay");
         check("A-b._", None, "/devices/A-b._");
+    }
+
+    #[test]
+    fn the_hub_is_told_what_a_device_runs_on_every_link_and_its_model_on_that_of_telemetry() {
+        let target = |upstream: &str| {
+            let yaml = format!(
+                "authentication: {{sas: {{verify: Local, deviceKeys: {{secretName: k}}}}}}\ntls: {{secretName: s}}\nupstream: {upstream}"
+            );
+            Target::new(&GatewayConfig::parse(&yaml).unwrap().check().unwrap())
+        };
+        let hub = target("{iotHub: {hostName: h, policy: {name: p, secretName: p}}}");
+        let broker = target("{amqp: {url: 'amqps://b', telemetryAddress: 't/{deviceId}'}}");
+        let client = |user_agent: Option<&str>, model_id: Option<&str>| {
+            let [user_agent, model_id] = [user_agent, model_id].map(|text| text.map(Into::into));
+            Client { user_agent, model_id }
+        };
+        let check = |target: &Target, role, client: Option<Client>, expected: &[&str]| {
+            let got = target.attach_properties(role, client.as_ref());
+            let got: Vec<_> = got.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            let expected: Vec<_> = expected.iter().map(|property| format!("com.microsoft:{property}")).collect();
+            assert_eq!(got, expected, "{role:?} {client:?}");
+        };
+        let (own, api) = (format!("client-version={OWN_USER_AGENT}"), "api-version=2021-04-12");
+        let both = || Some(client(Some("py/2"), Some("dtmi:a;1")));
+        check(&hub, Role::Telemetry, None, &[&own, api]);
+        check(&hub, Role::Telemetry, both(), &["client-version=py/2", api, "model-id=dtmi:a;1"]);
+        check(&hub, Role::Commands, both(), &["client-version=py/2", api]);
+        check(&hub, Role::Telemetry, Some(client(None, Some("dtmi:a;1"))), &[&own, api, "model-id=dtmi:a;1"]);
+        check(&broker, Role::Telemetry, both(), &[]);
     }
 
     #[test]

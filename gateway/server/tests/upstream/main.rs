@@ -6,5 +6,6 @@ mod broker;
 mod chaos;
 mod commands;
 mod connection;
+mod places;
 mod support;
 mod telemetry;

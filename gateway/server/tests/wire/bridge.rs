@@ -69,6 +69,27 @@ fn a_message_is_stored_with_its_properties_and_then_acknowledged() {
 }
 
 #[test]
+fn the_model_in_a_user_name_reaches_the_hub_unless_it_is_too_long() {
+    let world = World::with_hub(Verify::Local, "");
+    let check = |device: &str, said: &str, model: Option<&str>| {
+        let mut login = login(device);
+        login.user_name = login.user_name.map(|user_name| user_name + said);
+        let mut client = Device::connect(world.address("plain"), &Transport::Plain, &login).unwrap();
+        let id = client.publish(&topic(device, 1), b"x").unwrap();
+        client.expect_puback(id).unwrap();
+        let telemetry = &world.hub().domain().telemetry;
+        let mut events = (0..telemetry.partitions()).flat_map(|partition| telemetry.read(partition, 0, 100));
+        let event = events.find(|event| event.event.identity == Identity::device(device)).unwrap();
+        assert_eq!(event.event.model_id.as_deref(), model, "{said}");
+    };
+    let said = "&model-id=dtmi%3Acom%3Aexample%3AThermostat%3B1&DeviceClientType=py%2F2";
+    check("d1", said, Some("dtmi:com:example:Thermostat;1"));
+    check("d2", "", None);
+    check("d3", &format!("&model-id={}", "a".repeat(1025)), None);
+    world.expect_metric("gateway_limit_reached_total{limit=\"client_text\"}", 1);
+}
+
+#[test]
 fn puback_is_written_only_after_the_hub_accepted() {
     let world = World::with_hub(Verify::Local, "");
     let mut device = world.connect("d1");
@@ -183,6 +204,28 @@ fn verify_hub_asks_the_hub_and_answers_as_it_says() {
     world.hub().inject(Fault::new(Action::Cbs { status: 500, ms: 0 }).device("d4"));
     refused(&world.hub_login("d4"), 3);
     device.ping().unwrap();
+}
+
+#[test]
+fn a_good_token_of_another_device_lets_nobody_in_and_throws_nobody_out() {
+    let alone = World::with_hub(Verify::Hub, "");
+    // where devices with certificates are let in beside, the hub would take links of any device
+    let beside_certificates = World::with_hub(Verify::HubAndCertificates, "");
+    for world in [alone, beside_certificates] {
+        let mut victim = Device::connect(world.address("mqtts"), &world.tls(), &world.hub_login("d1")).unwrap();
+        // its token is on the AMQP connection that another device would share
+        let id = victim.publish(&topic("d1", 1), b"x").unwrap();
+        victim.expect_puback(id).unwrap();
+        let password = world.hub_login("d2").password;
+        for claimed in ["d1", "nobody", "d", "d22", "d1/m1"] {
+            let mut device = world.open();
+            let foreign = Login { password: password.clone(), ..login(claimed) };
+            assert_eq!(device.login(&foreign).unwrap(), 5, "{claimed}");
+            device.expect_close().unwrap();
+        }
+        world.expect_metric("gateway_refused_total{reason=\"token_scope\"}", 5);
+        victim.ping().unwrap();
+    }
 }
 
 #[test]

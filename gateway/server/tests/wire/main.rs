@@ -11,3 +11,4 @@ mod storm;
 mod support;
 mod takeover;
 mod transports;
+mod unauthenticated;

@@ -43,6 +43,8 @@ pub(crate) struct World {
 pub(crate) enum Verify {
     /// The hub, by each device's token.
     Hub,
+    /// Tokens by the hub, certificates by the gateway, which has a policy for them.
+    HubAndCertificates,
     /// The gateway, by [`KEY`].
     Local,
 }
@@ -74,8 +76,10 @@ impl World {
         folder.write("hub-ca/ca.crt", hub.ca_pem());
         let mut yaml =
             local_yaml(hub.addresses().amqps.port(), more_yaml).replace("caSecretName: ca}", "caSecretName: hub-ca}");
-        if verify == Verify::Hub {
+        if verify != Verify::Local {
             yaml = yaml.replace("{verify: Local, deviceKeys: {secretName: device-keys}}", "{verify: Hub}");
+        }
+        if verify == Verify::Hub {
             yaml = yaml.replace("  x509: {clientCASecretName: ca}\n", "");
             yaml = yaml.replace("policy: {name: device, secretName: policy}, ", "");
         }

@@ -1,7 +1,5 @@
 //! As much AMQP 1.0 as floor and sink need: cold frames by `fe2o3-amqp-types`, the three hot ones by hand.
 
-use std::io::{Read, Write};
-
 use anyhow::{Context, bail};
 use fe2o3_amqp_types::{
     definitions::Handle,
@@ -84,27 +82,6 @@ pub(super) fn code(body: &[u8]) -> u8 {
 /// Decodes a cold frame.
 pub(super) fn decode(body: &[u8]) -> anyhow::Result<Performative> {
     serde_amqp::from_slice(body).context("a performative")
-}
-
-/// Reads one whole frame from a blocking stream.
-pub(super) fn read_blocking(stream: &mut impl Read) -> anyhow::Result<(u16, Vec<u8>)> {
-    let mut size = [0; 4];
-    stream.read_exact(&mut size)?;
-    let size = u32::from_be_bytes(size) as usize;
-    if !(8..=1 << 20).contains(&size) {
-        bail!("frame of {size} bytes");
-    }
-    let mut frame = vec![0; size];
-    frame[..4].copy_from_slice(&u32::try_from(size)?.to_be_bytes());
-    stream.read_exact(&mut frame[4..])?;
-    let (channel, body, _) = next(&frame)?.context("a whole frame was read")?;
-    Ok((channel, body.to_vec()))
-}
-
-/// Writes everything, blocking.
-pub(super) fn write_blocking(stream: &mut impl Write, bytes: &[u8]) -> anyhow::Result<()> {
-    stream.write_all(bytes)?;
-    Ok(stream.flush()?)
 }
 
 /// Appends a transfer of one data section: the hot frame, by hand.

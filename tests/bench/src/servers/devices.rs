@@ -9,7 +9,7 @@ use std::{
 use rustls::{ServerConfig, server::UnbufferedServerConnection};
 use slab::Slab;
 
-use super::{mqtt, poll::Poll, tls};
+use super::{mqtt, poll::Poll, tls::Layer};
 
 /// Tokens below this are not devices.
 pub(super) const FIRST_DEVICE: u64 = 16;
@@ -17,9 +17,7 @@ const LISTENER: u64 = 0;
 
 struct Device {
     socket: TcpStream,
-    tls: Option<Box<UnbufferedServerConnection>>,
-    /// Ciphertext of an incomplete record.
-    record: Vec<u8>,
+    tls: Option<Box<Layer<UnbufferedServerConnection>>>,
     /// Plaintext of an incomplete packet.
     partial: Vec<u8>,
     /// Plaintext to send at the end of the turn.
@@ -103,8 +101,9 @@ impl Devices {
             let tls = self.tls.as_ref().and_then(|config| UnbufferedServerConnection::new(Arc::clone(config)).ok());
             let entry = self.slab.vacant_entry();
             if poll.add(&socket, FIRST_DEVICE + entry.key() as u64, true).is_ok() {
-                let (record, partial, answer, out) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-                entry.insert(Device { socket, tls: tls.map(Box::new), record, partial, answer, out, touched: false });
+                let tls = tls.map(|connection| Box::new(Layer::new(connection)));
+                let (partial, answer, out) = (Vec::new(), Vec::new(), Vec::new());
+                entry.insert(Device { socket, tls, partial, answer, out, touched: false });
             }
         }
     }
@@ -153,19 +152,7 @@ fn take(
 ) -> anyhow::Result<bool> {
     let Some(mut tls) = device.tls.take() else { return Ok(packets(device, n, bytes, behind)) };
     plain.clear();
-    let open = if device.record.is_empty() {
-        let (consumed, open) = tls::receive(&mut tls, bytes, plain, &mut device.out)?;
-        device.record.extend_from_slice(&bytes[consumed..]);
-        open
-    } else {
-        let mut record = std::mem::take(&mut device.record);
-        record.extend_from_slice(bytes);
-        let (consumed, open) = tls::receive(&mut tls, &mut record, plain, &mut device.out)?;
-        if consumed < record.len() {
-            device.record = record.split_off(consumed);
-        }
-        open
-    };
+    let open = tls.receive(bytes, plain, &mut device.out)?;
     device.tls = Some(tls);
     Ok(packets(device, n, plain, behind) && open)
 }
@@ -217,7 +204,7 @@ fn write(device: &mut Device, cipher: &mut Vec<u8>) -> anyhow::Result<()> {
         Some(_) if device.answer.is_empty() => {}
         Some(tls) => {
             cipher.clear();
-            tls::send(tls, &device.answer, cipher)?;
+            tls.send(&device.answer, cipher)?;
             device.out.extend_from_slice(cipher);
         }
     }

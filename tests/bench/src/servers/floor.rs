@@ -4,9 +4,8 @@
 
 use std::{
     collections::VecDeque,
-    io::{self, Read, Write},
-    net::TcpStream,
-    path::PathBuf,
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
 };
 
 use anyhow::Context;
@@ -15,6 +14,7 @@ use fe2o3_amqp_types::{
     messaging::{Source, Target, TargetArchetype},
     performatives::Attach,
 };
+use rustls::client::UnbufferedClientConnection;
 
 use super::{
     amqp::{self, Fields},
@@ -22,6 +22,7 @@ use super::{
     mqtt,
     poll::Poll,
     tls,
+    wire::{Scratch, Wire},
 };
 
 const UPSTREAM: u64 = 1;
@@ -34,20 +35,18 @@ pub(crate) struct Arguments {
     listen: String,
     /// address:port of the sink
     #[arg(long)]
-    upstream: String,
+    upstream: SocketAddr,
     /// Attach a link for each device instead of one for all
     #[arg(long)]
     link_per_device: bool,
-    /// PEM chain: speak TLS to devices
-    #[arg(long, requires = "key")]
-    certificate: Option<PathBuf>,
-    /// PEM key
+    /// PEM file to trust: speak TLS to the sink
     #[arg(long)]
-    key: Option<PathBuf>,
+    upstream_ca: Option<PathBuf>,
+    #[command(flatten)]
+    tls: tls::Serving,
 }
 
 struct Upstream {
-    socket: TcpStream,
     link_per_device: bool,
     /// Link handle of device n, where each has one.
     handles: Vec<Option<u32>>,
@@ -57,7 +56,6 @@ struct Upstream {
     pending: VecDeque<(usize, u16)>,
     first_pending: u32,
     out: Vec<u8>,
-    partial: Vec<u8>,
 }
 
 impl Behind for Upstream {
@@ -86,52 +84,71 @@ impl Behind for Upstream {
 
 /// Serves until it is ended.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let config = match (&arguments.certificate, &arguments.key) {
-        (Some(certificate), Some(key)) => Some(tls::config(certificate, key)?),
-        _ => None,
-    };
     let mut poll = Poll::new()?;
-    let mut upstream = Upstream::open(&arguments.upstream, arguments.link_per_device)?;
-    poll.add(&upstream.socket, UPSTREAM, true)?;
-    let mut devices = Devices::listen(&arguments.listen, config, &poll)?;
+    let mut scratch = Scratch::new();
+    let mut upstream = Upstream::new(arguments.link_per_device);
+    let mut wire = open(arguments.upstream, arguments.upstream_ca.as_deref(), &mut scratch)?;
+    poll.add(wire.socket(), UPSTREAM, true)?;
+    let mut devices = Devices::listen(&arguments.listen, arguments.tls.config()?, &poll)?;
     let mut ready = Vec::new();
-    let mut scratch = vec![0; 256 << 10];
     loop {
         poll.wait(&mut ready)?;
         for &token in &ready {
             if token == UPSTREAM {
-                upstream.read(&mut scratch, &mut devices)?;
+                let open = wire.read(&mut scratch, |bytes| upstream.frames(bytes, &mut devices))?;
+                anyhow::ensure!(open, "the sink closed");
             } else {
                 devices.ready(token, &poll, &mut upstream);
             }
         }
-        upstream.flush()?;
+        wire.flush(&mut upstream.out)?;
         devices.flush();
     }
 }
 
-impl Upstream {
-    /// Header, OPEN, BEGIN, ATTACH; waits for the answers.
-    fn open(address: &str, link_per_device: bool) -> anyhow::Result<Self> {
-        let mut socket = TcpStream::connect(address).with_context(|| format!("no sink at {address}"))?;
-        socket.set_nodelay(true)?;
-        let mut out = amqp::AMQP_HEADER.to_vec();
-        amqp::frame(&mut out, 0, 0, &amqp::open("floor", 1 << 20, 0))?;
-        amqp::frame(&mut out, 0, 0, &amqp::begin(None))?;
-        amqp::frame(&mut out, 0, 0, &attach(0))?;
-        amqp::write_blocking(&mut socket, &out)?;
-        let mut header = [0; 8];
-        socket.read_exact(&mut header)?;
+/// TLS if there is a CA for it, header, OPEN, BEGIN, ATTACH; waits for the answers.
+fn open(
+    address: SocketAddr,
+    ca: Option<&Path>,
+    scratch: &mut Scratch,
+) -> anyhow::Result<Wire<UnbufferedClientConnection>> {
+    let socket = TcpStream::connect(address).with_context(|| format!("no sink at {address}"))?;
+    socket.set_nodelay(true)?;
+    let mut wire = Wire::new(socket, ca.map(|ca| tls::client(ca, address)).transpose()?);
+    wire.shake_hands(scratch)?;
+    let mut out = amqp::AMQP_HEADER.to_vec();
+    amqp::frame(&mut out, 0, 0, &amqp::open("floor", 1 << 20, 0))?;
+    amqp::frame(&mut out, 0, 0, &amqp::begin(None))?;
+    amqp::frame(&mut out, 0, 0, &attach(0))?;
+    wire.flush(&mut out)?;
+    let (mut greeted, mut credit) = (false, false);
+    while !credit {
+        let open = wire.read(scratch, |bytes| answers(bytes, &mut greeted, &mut credit))?;
+        anyhow::ensure!(open, "the sink closed");
+    }
+    wire.socket().set_nonblocking(true)?;
+    Ok(wire)
+}
+
+/// The sink's header, then its frames: a FLOW is the last of the answers.
+fn answers(bytes: &[u8], greeted: &mut bool, credit: &mut bool) -> anyhow::Result<usize> {
+    let mut taken = 0;
+    if !*greeted {
+        let Some(header) = bytes.get(..8) else { return Ok(0) };
         anyhow::ensure!(header == amqp::AMQP_HEADER, "the sink speaks another protocol");
-        loop {
-            let (_, body) = amqp::read_blocking(&mut socket)?;
-            if amqp::code(&body) == amqp::FLOW {
-                break;
-            }
-        }
-        socket.set_nonblocking(true)?;
-        Ok(Self {
-            socket,
+        *greeted = true;
+        taken = 8;
+    }
+    while let Some((_, body, size)) = amqp::next(&bytes[taken..])? {
+        taken += size;
+        *credit |= amqp::code(body) == amqp::FLOW;
+    }
+    Ok(taken)
+}
+
+impl Upstream {
+    fn new(link_per_device: bool) -> Self {
+        Self {
             link_per_device,
             handles: Vec::new(),
             next_handle: 1,
@@ -139,30 +156,6 @@ impl Upstream {
             pending: VecDeque::new(),
             first_pending: 0,
             out: Vec::new(),
-            partial: Vec::new(),
-        })
-    }
-
-    fn read(&mut self, scratch: &mut [u8], devices: &mut Devices) -> anyhow::Result<()> {
-        loop {
-            let read = match self.socket.read(scratch) {
-                Ok(0) => anyhow::bail!("the sink closed"),
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error.into()),
-            };
-            if self.partial.is_empty() {
-                let taken = self.frames(&scratch[..read], devices)?;
-                self.partial.extend_from_slice(&scratch[taken..read]);
-            } else {
-                let mut whole = std::mem::take(&mut self.partial);
-                whole.extend_from_slice(&scratch[..read]);
-                let taken = self.frames(&whole, devices)?;
-                self.partial.extend_from_slice(&whole[taken..]);
-            }
-            if read < scratch.len() {
-                return Ok(());
-            }
         }
     }
 
@@ -191,19 +184,6 @@ impl Upstream {
                 devices.answer(device, &mqtt::puback(packet_id));
             }
         }
-    }
-
-    /// One write a turn.
-    fn flush(&mut self) -> anyhow::Result<()> {
-        while !self.out.is_empty() {
-            match self.socket.write(&self.out) {
-                Ok(written) if written == self.out.len() => self.out.clear(),
-                Ok(written) => drop(self.out.drain(..written)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
     }
 }
 

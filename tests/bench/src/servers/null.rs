@@ -1,7 +1,5 @@
 //! PUBACK at once: what the device side alone costs. It leaves out everything that makes a bridge.
 
-use std::path::PathBuf;
-
 use super::{
     devices::{Behind, Devices},
     mqtt,
@@ -15,12 +13,8 @@ pub(crate) struct Arguments {
     /// address:port
     #[arg(long)]
     listen: String,
-    /// PEM chain: speak TLS
-    #[arg(long, requires = "key")]
-    certificate: Option<PathBuf>,
-    /// PEM key
-    #[arg(long)]
-    key: Option<PathBuf>,
+    #[command(flatten)]
+    tls: tls::Serving,
 }
 
 struct Null;
@@ -37,12 +31,8 @@ impl Behind for Null {
 
 /// Serves until it is ended.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let config = match (&arguments.certificate, &arguments.key) {
-        (Some(certificate), Some(key)) => Some(tls::config(certificate, key)?),
-        _ => None,
-    };
     let mut poll = Poll::new()?;
-    let mut devices = Devices::listen(&arguments.listen, config, &poll)?;
+    let mut devices = Devices::listen(&arguments.listen, arguments.tls.config()?, &poll)?;
     let mut ready = Vec::new();
     loop {
         poll.wait(&mut ready)?;

@@ -2,23 +2,22 @@
 //!
 //! It takes connections with SASL (any mechanism, any secret) or without. It checks nothing.
 
-use std::{
-    collections::HashMap,
-    io::{self, Read, Write},
-    net::{TcpListener, TcpStream},
-};
+use std::{collections::HashMap, io::Write, net::TcpListener, sync::Arc};
 
 use fe2o3_amqp_types::{
     definitions::{Handle, Role},
     performatives::{Attach, Close, Detach, End, Flow, Performative},
     sasl::{SaslCode, SaslMechanisms, SaslOutcome},
 };
+use rustls::{ServerConfig, server::UnbufferedServerConnection};
 use serde_amqp::primitives::{Array, Symbol};
 use slab::Slab;
 
 use super::{
     amqp::{self, Fields},
     poll::Poll,
+    tls,
+    wire::{Scratch, Wire},
 };
 
 const LISTENER: u64 = 0;
@@ -36,6 +35,8 @@ pub(crate) struct Arguments {
     /// address:port that answers each connection with the number of messages accepted so far
     #[arg(long)]
     control: String,
+    #[command(flatten)]
+    tls: tls::Serving,
 }
 
 #[derive(Default)]
@@ -53,10 +54,14 @@ struct Session {
 }
 
 struct Connection {
-    socket: TcpStream,
+    wire: Wire<UnbufferedServerConnection>,
+    peer: Peer,
+}
+
+/// What stands above the socket.
+struct Peer {
     state: State,
     sessions: HashMap<u16, Session>,
-    partial: Vec<u8>,
     out: Vec<u8>,
 }
 
@@ -70,6 +75,7 @@ enum State {
 /// Serves until it is ended.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut poll = Poll::new()?;
+    let config = arguments.tls.config()?;
     let listener = TcpListener::bind(&arguments.listen)?;
     let control = TcpListener::bind(&arguments.control)?;
     for (listener, token) in [(&listener, LISTENER), (&control, CONTROL)] {
@@ -79,12 +85,12 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut connections: Slab<Connection> = Slab::new();
     let mut accepted = 0_u64;
     let mut ready = Vec::new();
-    let mut scratch = vec![0; 256 << 10];
+    let mut scratch = Scratch::new();
     loop {
         poll.wait(&mut ready)?;
         for &token in &ready {
             match token {
-                LISTENER => accept(&listener, &poll, &mut connections)?,
+                LISTENER => accept(&listener, config.as_ref(), &poll, &mut connections)?,
                 CONTROL => {
                     while let Ok((mut socket, _)) = control.accept() {
                         // whoever asks may have gone
@@ -103,44 +109,38 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
 }
 
-fn accept(listener: &TcpListener, poll: &Poll, connections: &mut Slab<Connection>) -> anyhow::Result<()> {
+fn accept(
+    listener: &TcpListener,
+    config: Option<&Arc<ServerConfig>>,
+    poll: &Poll,
+    connections: &mut Slab<Connection>,
+) -> anyhow::Result<()> {
     while let Ok((socket, _)) = listener.accept() {
         socket.set_nonblocking(true)?;
         socket.set_nodelay(true)?;
         let entry = connections.vacant_entry();
         poll.add(&socket, FIRST + entry.key() as u64, true)?;
-        let (partial, out) = (Vec::new(), Vec::new());
-        entry.insert(Connection { socket, state: State::Header, sessions: HashMap::new(), partial, out });
+        let peer = Peer { state: State::Header, sessions: HashMap::new(), out: Vec::new() };
+        let tls = config.map(|config| UnbufferedServerConnection::new(Arc::clone(config))).transpose()?;
+        entry.insert(Connection { wire: Wire::new(socket, tls), peer });
     }
     Ok(())
 }
 
 impl Connection {
-    fn ready(&mut self, scratch: &mut [u8], accepted: &mut u64) -> anyhow::Result<bool> {
-        loop {
-            let read = match self.socket.read(scratch) {
-                Ok(0) => return Ok(false),
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error.into()),
-            };
-            if self.partial.is_empty() {
-                let taken = self.take(&scratch[..read], accepted)?;
-                self.partial.extend_from_slice(&scratch[taken..read]);
-            } else {
-                let mut whole = std::mem::take(&mut self.partial);
-                whole.extend_from_slice(&scratch[..read]);
-                let taken = self.take(&whole, accepted)?;
-                self.partial.extend_from_slice(&whole[taken..]);
-            }
-            self.dispositions();
-            if read < scratch.len() {
-                break;
-            }
-        }
-        self.flush()
+    fn ready(&mut self, scratch: &mut Scratch, accepted: &mut u64) -> anyhow::Result<bool> {
+        let Self { wire, peer } = self;
+        let open = wire.read(scratch, |bytes| {
+            let taken = peer.take(bytes, accepted)?;
+            peer.dispositions();
+            Ok(taken)
+        })?;
+        wire.flush(&mut peer.out)?;
+        Ok(open)
     }
+}
 
+impl Peer {
     fn take(&mut self, bytes: &[u8], accepted: &mut u64) -> anyhow::Result<usize> {
         let mut taken = 0;
         loop {
@@ -248,18 +248,6 @@ impl Connection {
                 amqp::accept(&mut self.out, channel, first, last);
             }
         }
-    }
-
-    fn flush(&mut self) -> anyhow::Result<bool> {
-        while !self.out.is_empty() {
-            match self.socket.write(&self.out) {
-                Ok(written) if written == self.out.len() => self.out.clear(),
-                Ok(written) => drop(self.out.drain(..written)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(true)
     }
 }
 

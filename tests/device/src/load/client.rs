@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use rustls::{ClientConfig, ClientConnection};
+use rustls::{ClientConfig, ClientConnection, HandshakeKind};
 use rustls_pki_types::ServerName;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -186,6 +186,8 @@ impl Client {
         match packet {
             Received::ConnAck(0, _) => {
                 report.connects += 1;
+                let kind = self.tls.as_ref().and_then(|tls| tls.handshake_kind());
+                report.resumed += u64::from(kind == Some(HandshakeKind::Resumed));
                 if plan.subscribe {
                     self.phase = Phase::Subscribing;
                     let device = self.topic.split("/messages/").next().unwrap_or_default();

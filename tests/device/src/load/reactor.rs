@@ -131,6 +131,11 @@ impl Loop<'_> {
                 }
             }
             Pace::Idle => {}
+            Pace::Once => {
+                for n in 0..self.clients.len() {
+                    self.handle(n, |client, plan, report| client.due(now, plan, report));
+                }
+            }
             Pace::Churn => {
                 self.up = 0;
                 for n in 0..self.clients.len() {

@@ -15,6 +15,8 @@ pub struct Report {
     pub late: u64,
     /// Devices whose CONNACK 0 came.
     pub connects: u64,
+    /// Of these, over a TLS session that was resumed.
+    pub resumed: u64,
     /// CONNACKs with another code.
     pub refused: u64,
     /// Connections that ended without our doing, after their CONNACK.
@@ -36,6 +38,7 @@ impl Default for Report {
             resent: 0,
             late: 0,
             connects: 0,
+            resumed: 0,
             refused: 0,
             lost_connections: 0,
             failed_attempts: 0,
@@ -82,6 +85,8 @@ pub struct Second {
     /// See [`Report`].
     pub connects: u64,
     /// See [`Report`].
+    pub resumed: u64,
+    /// See [`Report`].
     pub refused: u64,
     /// See [`Report`].
     pub lost_connections: u64,
@@ -112,6 +117,7 @@ impl Report {
             resent: self.resent,
             late: self.late,
             connects: self.connects,
+            resumed: self.resumed,
             refused: self.refused,
             lost_connections: self.lost_connections,
             failed_attempts: self.failed_attempts,
@@ -130,6 +136,7 @@ impl Report {
         self.resent += other.resent;
         self.late += other.late;
         self.connects += other.connects;
+        self.resumed += other.resumed;
         self.refused += other.refused;
         self.lost_connections += other.lost_connections;
         self.failed_attempts += other.failed_attempts;

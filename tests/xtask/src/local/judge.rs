@@ -52,6 +52,16 @@ struct Numbers {
     forgotten_gaps: u64,
 }
 
+#[derive(Deserialize)]
+struct Summary {
+    telemetry: Telemetry,
+}
+
+#[derive(Deserialize)]
+struct Telemetry {
+    accepted: u64,
+}
+
 /// Asks the ledger what it has of the devices of the report.
 pub(super) fn judge(description: &Description, report: &Report) -> anyhow::Result<Verdict> {
     let rows: Vec<Counts> = serde_json::from_slice(&get(description, "/ledger/devices")?)?;
@@ -68,6 +78,12 @@ pub(super) fn judge(description: &Description, report: &Report) -> anyhow::Resul
         verdict.add(device.sent, &device.acknowledged, &stored.ranges, stored.duplicates);
     }
     Ok(verdict)
+}
+
+/// How many messages of devices the hub has.
+pub(super) fn stored(description: &Description) -> anyhow::Result<u64> {
+    let summary: Summary = serde_json::from_slice(&get(description, "/ledger/summary")?)?;
+    Ok(summary.telemetry.accepted)
 }
 
 /// One GET of the hub's HTTP interface; anything but 200 is an error.

@@ -138,16 +138,6 @@ struct Sum {
     acknowledged: u64,
 }
 
-#[derive(Deserialize)]
-struct Summary {
-    telemetry: Telemetry,
-}
-
-#[derive(Deserialize)]
-struct Telemetry {
-    accepted: u64,
-}
-
 impl Sum {
     fn tell(&mut self, line: &Line, description: &Description) -> anyhow::Result<()> {
         if line.phase == "total" {
@@ -155,13 +145,12 @@ impl Sum {
         }
         self.sent += line.sent;
         self.acknowledged += line.acknowledged;
-        let summary: Summary = serde_json::from_slice(&judge::get(description, "/ledger/summary")?)?;
         let text = format!(
             "connected {}  sent {}  acknowledged {}  stored {}  p50 {:.2} ms  p99 {:.2} ms",
             line.connected,
             self.sent,
             self.acknowledged,
-            summary.telemetry.accepted,
+            judge::stored(description)?,
             line.p50_us / 1e3,
             line.p99_us / 1e3,
         );
