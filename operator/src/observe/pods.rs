@@ -81,17 +81,26 @@ fn trouble(status: &PodStatus) -> Option<String> {
 }
 
 fn container_trouble(container: &ContainerStatus) -> Option<String> {
-    let waiting = container.state.as_ref()?.waiting.as_ref()?;
-    let reason = waiting.reason.as_deref();
+    let state = container.state.as_ref()?;
+    let (waiting, reason) =
+        (state.waiting.as_ref(), state.waiting.as_ref().and_then(|waiting| waiting.reason.as_deref()));
+    // what crashes runs for a moment between two waits: the same is said of it then
+    let again = waiting.is_none() && !container.ready && container.restart_count > 1;
+    if again || reason == Some(CRASHES) {
+        // what it said before it ended tells more than that it waits to be started again
+        let last = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
+        let last = state.terminated.as_ref().or(last);
+        let ended = last.map(|last| format!("; ended with code {}", last.exit_code)).unwrap_or_default();
+        return Some(format!("{CRASHES}{ended}"));
+    }
     if matches!(reason, None | Some("ContainerCreating" | "PodInitializing")) {
         return None;
     }
-    // what it said before it ended tells more than that it waits to be started again
-    let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
-    let ended = last.map(|last| format!("; ended with code {}", last.exit_code)).unwrap_or_default();
-    let message = waiting.message.as_deref().filter(|_| reason != Some("CrashLoopBackOff"));
-    Some(format!("{}{ended}", said(reason, message)))
+    Some(said(reason, waiting.and_then(|waiting| waiting.message.as_deref())))
 }
+
+/// The kubelet's word for a container that ends again and again.
+const CRASHES: &str = "CrashLoopBackOff";
 
 fn said(reason: Option<&str>, message: Option<&str>) -> String {
     let parts: Vec<&str> = [reason, message].into_iter().flatten().filter(|part| !part.is_empty()).collect();
@@ -123,6 +132,14 @@ mod tests {
         check(&crashes, Some("CrashLoopBackOff"));
         crashes["containerStatuses"][0]["lastState"] = json!({"terminated": {"exitCode": 2}});
         check(&crashes, Some("CrashLoopBackOff; ended with code 2"));
+        let container = &mut crashes["containerStatuses"][0];
+        (container["state"], container["restartCount"]) = (json!({"running": {}}), json!(2));
+        check(&crashes, Some("CrashLoopBackOff; ended with code 2"));
+        crashes["containerStatuses"][0]["state"] = json!({"terminated": {"exitCode": 3}});
+        check(&crashes, Some("CrashLoopBackOff; ended with code 3"));
+        crashes["containerStatuses"][0]["state"] = json!({"running": {}});
+        crashes["containerStatuses"][0]["ready"] = json!(true);
+        check(&crashes, None);
         let unscheduled =
             json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes"});
         check(&json!({"conditions": [unscheduled]}), Some("Unschedulable: 0/2 nodes"));

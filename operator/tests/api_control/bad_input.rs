@@ -258,7 +258,7 @@ async fn in_force(story: &Story, name: &str) -> anyhow::Result<(Value, Value)> {
     Ok((config["data"].clone(), deployment["spec"].clone()))
 }
 
-async fn told(story: &Story, name: &str, event: &str) -> anyhow::Result<()> {
+pub(crate) async fn told(story: &Story, name: &str, event: &str) -> anyhow::Result<()> {
     let begun = std::time::Instant::now();
     loop {
         let told = events(story, name).await?;

@@ -4,6 +4,7 @@
 mod bad_input;
 mod configuration;
 mod forbidden;
+mod missing;
 mod named;
 mod pretend;
 mod support;
