@@ -10,6 +10,7 @@
 //! does not wait.
 
 pub mod order;
+pub mod outage;
 pub mod pace;
 pub mod pick;
 pub mod share;
