@@ -3,14 +3,15 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Instant,
 };
 
 use gateway_core::{
     drain::outage::{self, Ask},
+    settings::Limits,
     time::Millis,
 };
 
@@ -21,28 +22,55 @@ use super::clock::chance;
 pub struct OutagePace {
     started: Instant,
     held: AtomicBool,
+    drained: AtomicU64,
     pace: Mutex<outage::OutagePace>,
 }
 
 impl OutagePace {
     /// Nobody has gone.
     pub fn new() -> Self {
-        Self { started: Instant::now(), held: AtomicBool::new(false), pace: Mutex::default() }
+        let (held, drained) = (AtomicBool::new(false), AtomicU64::new(0));
+        Self { started: Instant::now(), held, drained, pace: Mutex::default() }
     }
 
-    /// Whether a drain lets devices go now: its pace is the only one then.
-    pub fn hold(&self, held: bool) {
-        self.held.store(held, Relaxed);
+    /// Whether a drain lets devices go now, for its pace is the only one then; and how many drains have let go since the start.
+    pub fn note_drain(&self, goes_on: bool, drained: u64) {
+        self.held.store(goes_on, Relaxed);
+        self.drained.store(drained, Relaxed);
     }
 
-    /// How many of `waiting` devices may go now, at `per_second` for the whole process; whoever asks lets them go at once.
-    pub fn take(&self, per_second: f64, waiting: u64) -> u64 {
+    /// How many of `waiting` devices may go now, at `drainPerSecond` for the whole process; whoever asks lets them go at once.
+    pub fn take(&self, limits: &Limits, waiting: u64) -> u64 {
         if waiting == 0 {
             return 0;
         }
-        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Millis(self.started.elapsed().as_millis() as u64);
-        pace.take(Ask { per_second, waiting, held: self.held.load(Relaxed), chance: chance() }, now)
+        let ask = Ask {
+            per_second: limits.drain_per_second.0,
+            alone_after: limits.drain_alone_after,
+            waiting,
+            held: self.held.load(Relaxed),
+            drained: self.drained.load(Relaxed),
+            chance: chance(),
+        };
+        self.lock().take(ask, self.now())
+    }
+
+    /// Whether devices go at this pace now, or are about to.
+    pub fn is_waited_for(&self) -> bool {
+        self.lock().is_waited_for(self.now())
+    }
+
+    /// Devices let go since the start.
+    pub fn gone(&self) -> u64 {
+        self.lock().gone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, outage::OutagePace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Millis {
+        Millis(self.started.elapsed().as_millis() as u64)
     }
 }
 
