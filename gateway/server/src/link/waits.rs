@@ -114,15 +114,6 @@ impl State {
         let (mut going, waiting): (Vec<u32>, Vec<u32>) = overdue.iter().partition(|device| is_gone(device));
         let settings = self.pool.settings();
         let count = self.pool.outage_pace.take(&settings.limits, waiting.len() as u64) as usize;
-        if count > 0 {
-            tracing::warn!(
-                core = self.pool.share.core,
-                connection = self.key.0,
-                devices = count,
-                waiting = waiting.len() - count,
-                "the hub is away, letting devices go"
-            );
-        }
         if count < waiting.len() {
             self.tick_by(now.after(OVERDUE_TICK));
         }

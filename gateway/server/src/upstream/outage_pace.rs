@@ -15,6 +15,8 @@ use gateway_core::{
     time::Millis,
 };
 
+use tracing::warn;
+
 use super::clock::chance;
 
 /// The pace, asked by all cores.
@@ -52,7 +54,12 @@ impl OutagePace {
             drained: self.drained.load(Relaxed),
             chance: chance(),
         };
-        self.lock().take(ask, self.now())
+        let (mut pace, now) = (self.lock(), self.now());
+        if !pace.is_waited_for(now) {
+            let Ask { per_second, alone_after, .. } = ask;
+            warn!(waiting, per_second, ?alone_after, "the hub did nothing for outageMax, letting devices go in pace");
+        }
+        pace.take(ask, now)
     }
 
     /// Whether devices go at this pace now, or are about to.
