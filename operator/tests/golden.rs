@@ -37,7 +37,7 @@ fn read<T: serde::de::DeserializeOwned>(path: &Path) -> T {
 fn decide(case: &Path) -> (ProtocolGateway, Observed, Plan, Result<Desired, Invalid>) {
     let gateway: ProtocolGateway = read(&case.join("gateway.yaml"));
     let observed: Observed = read(&case.join("observed.yaml"));
-    let installation = Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned() };
+    let installation = Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned(), lease_seconds: 15 };
     let mut ledger = Ledger::new(0, &[]);
     ledger.see(observed.pods.iter().map(|pod| (pod.name.as_str(), pod.deletion_cost)), 0);
     let plan = scaling::plan(&gateway, &observed, EPOCH, &ledger);
@@ -90,7 +90,7 @@ fn the_same_is_said_twice_and_a_status_that_was_written_stays() {
 #[test]
 fn pods_are_replaced_only_for_what_a_running_gateway_cannot_follow() {
     let case = cases().remove(0);
-    let installation = Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned() };
+    let installation = Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned(), lease_seconds: 15 };
     let templates = |change: fn(&mut ProtocolGateway)| {
         let (mut gateway, observed, ..) = decide(&case);
         change(&mut gateway);

@@ -17,15 +17,12 @@ pub const LEASE: Millis = 15_000;
 pub const RENEWAL: Millis = 5_000;
 /// How long after it was sent an order may still arrive: those who send it give up then.
 pub const ORDER_TIMEOUT: Millis = 5_000;
-/// How long a pod that was told to stop, or whose devices are not trusted any more, waits for an order before it lets devices
-/// go by itself, at [`alone_share`]: until no other pod can still follow an order that was given without counting on it. A
-/// leader that lives counts on it, or tells it something, within [`RENEWAL`] and a [`STEP`]; one that sees nothing of the
-/// cluster any more leads no longer than 10 s; and it counts on a pod of which it heard nothing for 10 s. What was sent then
-/// arrives within [`ORDER_TIMEOUT`], holds for [`LEASE`], and lets somebody go at its end: 10 + 5 + 15 + 1 s.
-pub const ALONE_AFTER: Millis = BLIND_MAX + TAKEN_FOR;
-/// See [`ALONE_AFTER`]: two thirds of the operator's Lease of 15 s.
-const BLIND_MAX: Millis = 10_000;
-const _: () = assert!(RENEWAL + STEP <= BLIND_MAX, "a leader that lives counts on a pod before a blind one is none");
+/// See [`alone_after`]: a pod of which nothing was heard for so long is counted on.
+const UNCOUNTED_MAX: Millis = FRESH;
+const _: () = assert!(
+    RENEWAL + STEP <= UNCOUNTED_MAX,
+    "a leader that lives counts on a pod before one of which nothing is heard"
+);
 /// How often to look while pods drain.
 pub const STEP: Millis = 2_000;
 /// Devices are counted per second: what a pod may have let go a moment ago counts.
@@ -42,6 +39,19 @@ pub(crate) const WIDTH: usize = 4;
 const MARK_SETTLE: Millis = 2_000;
 /// An order that was not answered is given again after so long.
 const RETRY: Millis = 2_000;
+
+/// How long a pod that was told to stop, or whose devices are not trusted any more, waits for an
+/// order before it lets devices go by itself, at [`alone_share`]: until no other pod can still follow an order that was given
+/// without counting on it. `lease` is how long the operator's Lease is held.
+///
+/// A leader that lives counts on it, or tells it something, within [`RENEWAL`] and a [`STEP`], and counts on a pod of which it
+/// heard nothing for 10 s; one that sees nothing of the cluster any more leads for two thirds of the Lease. What was sent until
+/// then arrives within [`ORDER_TIMEOUT`], holds for [`LEASE`], and lets somebody go at its end: 21 s more. So it is 31 s for a
+/// Lease of up to 15 s, and 221 s for one of five minutes.
+pub const fn alone_after(lease: Millis) -> Millis {
+    let blind_max = (lease * 2 + 2) / 3;
+    TAKEN_FOR + if blind_max > UNCOUNTED_MAX { blind_max } else { UNCOUNTED_MAX }
+}
 
 /// Devices per second that a pod lets go where nobody orders anything, a whole number or less than one. `pods_max` is how many
 /// the spec allows, `pods` how many there are, those that end too.
@@ -448,7 +458,17 @@ pub fn seconds_for(devices: u64, per_second: u32) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use super::alone_share;
+    use super::{alone_after, alone_share};
+
+    #[test]
+    fn a_pod_goes_alone_when_no_order_can_hold_that_was_given_without_counting_on_it() {
+        let check = |lease_s: i64, expected_ms| assert_eq!(alone_after(lease_s * 1000), expected_ms, "{lease_s} s");
+        check(3, 31_000);
+        check(15, 31_000);
+        check(16, 31_667);
+        check(60, 61_000);
+        check(300, 221_000);
+    }
 
     #[test]
     fn the_shares_of_all_that_may_go_alone_are_within_the_budget() {

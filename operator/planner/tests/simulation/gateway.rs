@@ -6,13 +6,9 @@ use gateway_core::{
     drain::{self as product, Counts, Report},
     time,
 };
-use planner::{
-    Cause, DrainOrder, Load, Millis, Order, Ordered,
-    budget::{ALONE_AFTER, LEASE},
-    upstream::Upstream,
-};
+use planner::{Cause, DrainOrder, Load, Millis, Order, Ordered, budget::LEASE, upstream::Upstream};
 
-use crate::world::TICK;
+use crate::world::{ALONE_AFTER, TICK};
 
 /// One process.
 pub(crate) struct Gateway {

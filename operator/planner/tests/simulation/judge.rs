@@ -2,9 +2,13 @@
 
 use std::collections::VecDeque;
 
-use planner::{Millis, Pod, Rebalanced, budget::ALONE_AFTER};
+use planner::{Millis, Pod, Rebalanced};
 
-use crate::{cluster::CONFIGURED_MAX, gateway::LetGo, world::TICK};
+use crate::{
+    cluster::CONFIGURED_MAX,
+    gateway::LetGo,
+    world::{ALONE_AFTER, TICK},
+};
 
 /// How long after a budget was lowered pods may still follow the old one: they may not answer until their lease is over.
 const HEARS_OF_IT: Millis = 26_000;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use planner::{
     Millis, Spec,
     autoscale::{Bounds, History},
-    budget::alone_share,
+    budget::{alone_after, alone_share},
     upstream::{self, Upstream},
 };
 
@@ -18,6 +18,8 @@ use crate::{
 };
 
 pub(crate) const TICK: Millis = 500;
+/// The operator's Lease is held for 15 s.
+pub(crate) const ALONE_AFTER: Millis = alone_after(15_000);
 const PODS_MAX: i64 = 8;
 /// The leader looks again at what it wrote.
 const STEPS_PER_TICK: u32 = 3;
