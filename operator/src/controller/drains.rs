@@ -15,7 +15,7 @@ use crate::{
     kinds::POD,
     observe::{Observed, Way, mirror::Name},
     orders::{self, Book},
-    pods::{Fleet, Lost, Order},
+    pods::{Fleet, Lost, Order, OrderError},
     scaling::{self, Plan},
 };
 
@@ -60,15 +60,20 @@ impl World {
             let (fleet, order) = (fleet.clone(), translated(order, epoch));
             async move {
                 if self.writer.leadership.epoch() != Some(epoch) {
-                    return Err("another replica leads".to_owned());
+                    return Err(NotTaken::NotLeading);
                 }
                 debug!(%fleet, pod, ?order, "told");
-                self.pods.order(&fleet, &pod, order).await.map(drop).map_err(|error| error.to_string())
+                self.pods.order(&fleet, &pod, order).await.map(drop).map_err(NotTaken::Pod)
             }
         };
         let carried = orders::carry_out(plan, ledger, || scaling::millis(Timestamp::now()), tell).await;
         for (pod, why) in carried.failed {
-            warn!(gateway = %name, pod, why, "an order was not taken");
+            if let NotTaken::Pod(OrderError::Unknown) = why {
+                // it starts, or is gone already
+                debug!(gateway = %name, pod, %why, "an order was not taken");
+            } else {
+                warn!(gateway = %name, pod, %why, "an order was not taken");
+            }
         }
         if self.writer.leadership.epoch() == Some(epoch) {
             return Ok(());
@@ -107,6 +112,15 @@ impl World {
         let left = gateway.spec.reconnects.per_second.saturating_sub(taken).max(0);
         self.metrics.reconnect_budget.with_label_values(&[&name.namespace, &name.name]).set(left as f64);
     }
+}
+
+/// Why an order was not taken.
+#[derive(Debug, thiserror::Error)]
+enum NotTaken {
+    #[error("another replica leads")]
+    NotLeading,
+    #[error(transparent)]
+    Pod(OrderError),
 }
 
 /// An order in the words of pods.
