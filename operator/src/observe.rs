@@ -210,6 +210,8 @@ pub struct Load {
     pub upstream_throttled: bool,
     /// Whom it lets go, by whose order ever.
     pub drain: Option<DrainFacts>,
+    /// Devices that it lets go per second, or is about to, because the upstream did nothing for them for too long; 0: none.
+    pub forsaken_per_second: f64,
     /// Why it does not run by the configuration that it was given last.
     pub config_problem: Option<String>,
     /// Why it does not use the Secrets that it was given last.

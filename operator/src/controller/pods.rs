@@ -80,6 +80,7 @@ fn load(report: &Report) -> Option<Load> {
         upstream_failing: said.upstream.failing.clone(),
         upstream_throttled: said.upstream.throttled,
         drain,
+        forsaken_per_second: said.upstream.let_go_per_second.unwrap_or(0.0),
         config_problem: said.config.problem.clone(),
         secrets_problem: said.secrets_problem.clone(),
     })

@@ -75,6 +75,11 @@ struct Device {
     off: bool,
 }
 
+/// In some worlds devices do not stay for ever while the upstream is away.
+fn outage_max(seed: u64) -> Option<Millis> {
+    matches!(seed % 5, 0 | 4).then(|| (seed / 5 % 4).cast_signed() * 10_000)
+}
+
 /// One fleet.
 pub(crate) struct World {
     script: Script,
@@ -92,6 +97,10 @@ pub(crate) struct World {
     /// Devices that come back, by when.
     away: BTreeMap<Millis, Vec<u32>>,
     upstream: Upstream,
+    /// Since when it is away.
+    away_since: Option<Millis>,
+    /// How long devices stay while it is away; `None`: for ever.
+    outage_max: Option<Millis>,
     autoscaler: Option<(Bounds, History)>,
     /// The budget that pods which end were last reckoned with.
     reckoned_with: u32,
@@ -108,7 +117,7 @@ impl World {
         let spec = Spec {
             replicas: random.between(1, PODS_MAX) as u32,
             per_second,
-            self_per_second: alone_share(per_second, PODS_MAX as u32, 0).ceil() as u32,
+            self_per_second: alone_share(per_second, PODS_MAX as u32, 0),
             drain_timeout: random.between(40, 180) * 1000,
             skew_max: match script.story {
                 Story::Mixed => random.one_in(2).then_some(1.3),
@@ -140,6 +149,8 @@ impl World {
             devices,
             away: BTreeMap::from([(1_020_000, all)]),
             upstream: Upstream::Well,
+            away_since: None,
+            outage_max: outage_max(seed).filter(|_| script.faults),
             autoscaler,
             reckoned_with: per_second,
             troubled_until: 0,
@@ -273,7 +284,7 @@ impl World {
             random: &mut self.random,
         };
         let share = alone_share(self.spec.per_second, PODS_MAX as u32, around.cluster.pods.len() as u32);
-        self.spec.self_per_second = share.ceil() as u32;
+        self.spec.self_per_second = share;
         around.cluster.configure(share, now, around.random);
         around.judge.budget_written(now, self.spec.per_second);
         let dead = (0..STEPS_PER_TICK).any(|_| leader.step(now, self.spec, &mut around).is_err());
@@ -310,8 +321,10 @@ impl World {
     fn pods_live(&mut self) {
         self.reckon();
         let now = self.now;
+        let forsaken = self.outage_max.zip(self.away_since).is_some_and(|(max, since)| now - since >= max);
         let (mut let_go, mut must) = (LetGo::default(), 0);
         for pod in &mut self.cluster.pods {
+            pod.gateway.forsaken = forsaken;
             pod.probe(now, &mut self.random);
             pod.reload(now);
             let must_now = pod.gateway.must(now);
@@ -333,15 +346,17 @@ impl World {
         }
     }
 
-    /// Which pods may be late: of those that are told to stop now, or end when the budget becomes lower, what does not fit; and
-    /// all that end while something is out of order, or was a moment ago.
+    /// Which pods may be late: of those that are told to stop now, or end when the budget becomes lower, or when less of it is left
+    /// beside those whom the upstream does nothing for, what does not fit; and all that end while something is out of order, or was a moment ago.
     fn reckon(&mut self) {
         let now = self.now;
         let out_of_order = self.cluster.pods.iter().any(|pod| pod.is_out_of_order(now));
         if self.leader.is_none() || !self.late.is_empty() || out_of_order {
             self.troubled_until = now + RECOVERS;
         }
-        let less = self.spec.per_second < std::mem::replace(&mut self.reckoned_with, self.spec.per_second);
+        let forsaken: f64 = self.cluster.pods.iter().filter_map(|pod| pod.gateway.forsaken_per_second(now)).sum();
+        let per_second = self.spec.per_second.saturating_sub(forsaken.ceil() as u32);
+        let less = per_second < std::mem::replace(&mut self.reckoned_with, per_second);
         let mut ending: Vec<(Millis, &mut SimPod)> = self
             .cluster
             .pods
@@ -362,8 +377,8 @@ impl World {
             pod.reckoned = true;
             before += Millis::from(pod.gateway.devices.len() as u32);
             // orders follow one another with gaps
-            let needs = before * 1250 / Millis::from(self.spec.per_second) + ORDER_LAG;
-            too_many = if needs > *late_at - now { place + 1 } else { too_many };
+            let needs = (before * 1250).checked_div(Millis::from(per_second)).map(|needs| needs + ORDER_LAG);
+            too_many = if needs.is_none_or(|needs| needs > *late_at - now) { place + 1 } else { too_many };
         }
         for (_, pod) in &mut ending[..too_many] {
             pod.excuse = pod.excuse.max(Some(Excuse::Arithmetic));
@@ -409,6 +424,7 @@ impl World {
 
     fn set_upstream(&mut self, upstream: Upstream) {
         self.upstream = upstream;
+        self.away_since = (upstream == Upstream::Away).then(|| self.away_since.unwrap_or(self.now));
     }
 
     fn something_happens(&mut self) {
