@@ -346,16 +346,14 @@ impl World {
         }
     }
 
-    /// Which pods may be late: of those that are told to stop now, or end when the budget becomes lower, or when less of it is left
-    /// beside those whom the upstream does nothing for, what does not fit; and all that end while something is out of order, or was a moment ago.
+    /// Which pods may be late: of those that are told to stop now, or end when less of the budget is left for them, what does not
+    /// fit; while a fault reaches all, what would not fit if nobody were let go until it is over; and who is out of order itself.
     fn reckon(&mut self) {
         let now = self.now;
-        let out_of_order = self.cluster.pods.iter().any(|pod| pod.is_out_of_order(now));
-        if self.leader.is_none() || !self.late.is_empty() || out_of_order {
+        if self.leader.is_none() || !self.late.is_empty() || self.cluster.pods.iter().any(|pod| self.reaches_all(pod)) {
             self.troubled_until = now + RECOVERS;
         }
-        let forsaken: f64 = self.cluster.pods.iter().filter_map(|pod| pod.gateway.forsaken_per_second(now)).sum();
-        let per_second = self.spec.per_second.saturating_sub(forsaken.ceil() as u32);
+        let per_second = self.left_for_drains();
         let less = per_second < std::mem::replace(&mut self.reckoned_with, per_second);
         let mut ending: Vec<(Millis, &mut SimPod)> = self
             .cluster
@@ -363,26 +361,39 @@ impl World {
             .iter_mut()
             .filter_map(|pod| Some((pod.gateway.stop.filter(|_| !pod.gateway.devices.is_empty())?.late_at(), pod)))
             .collect();
-        if now < self.troubled_until {
-            for (_, pod) in &mut ending {
-                pod.excuse = Some(Excuse::Fault);
-            }
-        }
-        if !less && ending.iter().all(|(_, pod)| pod.reckoned) {
-            return;
-        }
         ending.sort_by_key(|(late_at, _)| *late_at);
-        let (mut before, mut too_many) = (0, 0);
-        for (place, (late_at, pod)) in ending.iter_mut().enumerate() {
+        if less || ending.iter().any(|(_, pod)| !pod.reckoned) {
+            excuse(&mut ending, now, per_second, Excuse::Arithmetic);
+        }
+        if now < self.troubled_until {
+            excuse(&mut ending, self.troubled_until, per_second, Excuse::Fault);
+        }
+        for (_, pod) in &mut ending {
             pod.reckoned = true;
-            before += Millis::from(pod.gateway.devices.len() as u32);
-            // orders follow one another with gaps
-            let needs = (before * 1250).checked_div(Millis::from(per_second)).map(|needs| needs + ORDER_LAG);
-            too_many = if needs.is_none_or(|needs| needs > *late_at - now) { place + 1 } else { too_many };
+            pod.excuse = if pod.is_out_of_order(now) { Some(Excuse::Fault) } else { pod.excuse };
         }
-        for (_, pod) in &mut ending[..too_many] {
-            pod.excuse = pod.excuse.max(Some(Excuse::Arithmetic));
-        }
+    }
+
+    /// A fault of this pod may make any other late: nobody knows what it lets go, or devices have nowhere to go. One that is only
+    /// silent and lets nobody go costs the others what it may let go alone, and no more.
+    fn reaches_all(&self, pod: &SimPod) -> bool {
+        let now = self.now;
+        let was = |until: Millis| until > 0 && now < until + RECOVERS;
+        let drains = pod.ends.is_some()
+            || pod.gateway.load(now, self.upstream).drain.is_some()
+            || self.store.drains.iter().any(|drain| drain.pod == pod.name);
+        was(pod.lies_until) || was(pod.blinks_until) || (pod.is_out_of_order(now) && drains)
+    }
+
+    /// Devices per second that pods which are drained may have: what is beside pods that the upstream does nothing for, and those of
+    /// which nothing is heard.
+    fn left_for_drains(&self) -> u32 {
+        let alone = |pod: &SimPod| match pod.gateway.forsaken_per_second(self.now) {
+            _ if pod.is_out_of_order(self.now) => Some(self.spec.self_per_second.ceil()),
+            forsaken => forsaken,
+        };
+        let alone: f64 = self.cluster.pods.iter().filter_map(alone).sum();
+        self.spec.per_second.saturating_sub(alone.ceil() as u32)
     }
 
     fn send_back(&mut self, devices: &[u32], ticks_max: i64) {
@@ -581,5 +592,20 @@ impl World {
 
     fn new_pods_get_stuck(&mut self) {
         self.cluster.stuck_until = self.now + self.random.between(5, 60) * 1000;
+    }
+}
+
+/// Excuses those pods that are not empty before they let go whom they must, if they are drained one after the other, the first
+/// to be late first, from then on.
+fn excuse(ending: &mut [(Millis, &mut SimPod)], from: Millis, per_second: u32, excuse: Excuse) {
+    let (mut before, mut too_many) = (0, 0);
+    for (place, (late_at, pod)) in ending.iter().enumerate() {
+        before += Millis::from(pod.gateway.devices.len() as u32);
+        // orders follow one another with gaps
+        let needs = (before * 1250).checked_div(Millis::from(per_second)).map(|needs| needs + ORDER_LAG);
+        too_many = if needs.is_none_or(|needs| needs > *late_at - from) { place + 1 } else { too_many };
+    }
+    for (_, pod) in &mut ending[..too_many] {
+        pod.excuse = pod.excuse.max(Some(excuse));
     }
 }
