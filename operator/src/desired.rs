@@ -36,6 +36,8 @@ use crate::{
 pub struct Installation {
     /// Image of the gateway where the spec names none.
     pub gateway_image: String,
+    /// How long the operator's Lease is held, in seconds: pods wait for orders for as long as that may make them late.
+    pub lease_seconds: u16,
 }
 
 /// What there should be.
@@ -136,7 +138,7 @@ pub struct References {
 /// Every Secret that [`desired`] will look at: those of the spec, those of the configuration in force, and the operator's.
 pub fn references(gateway: &ProtocolGateway, config_in_force: Option<&str>) -> References {
     let observed = Observed { config_in_force: config_in_force.map(str::to_owned), ..Observed::default() };
-    let installation = Installation { gateway_image: String::new() };
+    let installation = Installation { gateway_image: String::new(), lease_seconds: 0 };
     let (name, namespace) = (gateway.name_any(), gateway.namespace().unwrap_or_default());
     let plan = Plan::default();
     let context = Context { gateway, observed: &observed, plan: &plan, installation: &installation, name, namespace };

@@ -216,6 +216,8 @@ pub struct Load {
     pub drain: Option<DrainFacts>,
     /// Names the text of the configuration that it runs by, if that came from a file.
     pub config_in_force: Option<String>,
+    /// Devices that it lets go per second, or is about to, because the upstream did nothing for them for too long; 0: none.
+    pub forsaken_per_second: f64,
     /// Why it does not run by the configuration that it was given last.
     pub config_problem: Option<String>,
     /// Why it does not use the Secrets that it was given last.

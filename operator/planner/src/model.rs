@@ -35,9 +35,8 @@ pub struct Spec {
     pub replicas: u32,
     /// Devices that may be let go per second, over the whole fleet. 0 lets nobody go.
     pub per_second: u32,
-    /// What a pod that is told to stop lets go per second where nobody orders anything: [`crate::budget::alone_share`] rounded
-    /// up.
-    pub self_per_second: u32,
+    /// What a pod lets go per second where nobody orders anything, as it was written last: [`crate::budget::alone_share`].
+    pub self_per_second: f64,
     /// How long one pod may take to drain.
     pub drain_timeout: Millis,
     /// Devices are moved away from pods that hold more than this many times the mean.
@@ -89,6 +88,8 @@ pub struct Load {
     pub upstream: Upstream,
     /// What it is letting go, whoever ordered it.
     pub drain: Option<Ordered>,
+    /// Devices that it lets go per second, or is about to, because the upstream did nothing for them for too long; 0: none.
+    pub forsaken_per_second: f64,
 }
 
 /// A drain as the pod sees it.

@@ -56,7 +56,13 @@ mod tests {
     use super::*;
 
     fn fleet(pods: &[Upstream]) -> Upstream {
-        let load = |upstream: &Upstream| Load { connections: 1, age: 0, upstream: *upstream, drain: None };
+        let load = |upstream: &Upstream| Load {
+            connections: 1,
+            age: 0,
+            upstream: *upstream,
+            drain: None,
+            forsaken_per_second: 0.0,
+        };
         of(pods.iter().map(load).collect::<Vec<_>>().iter())
     }
 

@@ -27,7 +27,13 @@ fn fleet(devices: &[u64]) -> Fleet {
     let count = devices.len() as u32;
     let names = ('a'..='z').map(String::from);
     Fleet {
-        spec: Spec { replicas: count, per_second: 10, self_per_second: 1, drain_timeout: 10 * MINUTE, skew_max: None },
+        spec: Spec {
+            replicas: count,
+            per_second: 10,
+            self_per_second: 1.0,
+            drain_timeout: 10 * MINUTE,
+            skew_max: None,
+        },
         deployment: Deployment { replicas: count, running: count, rolling: false, behind: false },
         pods: names.zip(devices).map(|(name, devices)| pod(&name, *devices)).collect(),
         drains: Vec::new(),
@@ -45,7 +51,7 @@ fn pod(name: &str, connections: u64) -> Pod {
         ends: None,
         outdated: false,
         deletion_cost: None,
-        load: Some(Load { connections, age: 0, upstream: Upstream::Well, drain: None }),
+        load: Some(Load { connections, age: 0, upstream: Upstream::Well, drain: None, forsaken_per_second: 0.0 }),
     }
 }
 
@@ -420,6 +426,57 @@ fn pods_that_end_share_the_budget_with_a_reserve_for_those_that_follow_nobody() 
     let silent = |pod: &mut Pod| pod.load.as_mut().unwrap().age = MINUTE;
     let decision = fleet(&[50, 50, 9]).pod(0, ends).pod(1, ends).pod(0, silent).decide();
     assert_eq!(decision.drains.iter().map(|drain| drain.per_second).collect::<Vec<_>>(), [1, 9]);
+}
+
+#[test]
+fn what_pods_let_go_for_want_of_an_upstream_is_taken_from_what_others_are_told() {
+    let rates = |forsaken: [f64; 2], share: f64| {
+        let mut seen = fleet(&[50, 50, 50]).wants(2).pod(2, left);
+        seen = seen.with(Drain { per_second: 10, ..drain("c", Cause::ScaleIn, State::Draining) });
+        for (pod, per_second) in seen.pods.iter_mut().zip(forsaken) {
+            pod.load.as_mut().unwrap().forsaken_per_second = per_second;
+        }
+        seen.spec.self_per_second = share;
+        let decision = seen.decide();
+        (decision.orders[0].1.per_second(), decision.alone.into_values().collect::<Vec<_>>())
+    };
+    assert_eq!(rates([0.0, 0.0], 2.0), (10, vec![]));
+    assert_eq!(rates([2.0, 2.0], 2.0), (6, vec![2, 2]));
+    assert_eq!(rates([2.0, 0.0], 3.0), (7, vec![3]), "the newest share may be in force already");
+    assert_eq!(rates([0.25, 0.25], 0.25), (9, vec![1]), "parts of devices are counted together");
+    // an empty one lets go whoever comes
+    let mut empty = fleet(&[0, 50, 50]).wants(2).pod(2, left);
+    empty.pods[0].load.as_mut().unwrap().forsaken_per_second = 2.0;
+    let written = Drain { per_second: 10, ..drain("c", Cause::ScaleIn, State::Draining) };
+    assert_eq!(empty.with(written).decide().orders, [("c".to_owned(), order(Cause::ScaleIn, 8, true))]);
+    // the one that is drained goes at one pace or the other
+    let mut itself = fleet(&[50, 50, 50]).wants(2).pod(2, left);
+    itself.pods[2].load.as_mut().unwrap().forsaken_per_second = 2.0;
+    let written = Drain { per_second: 10, ..drain("c", Cause::ScaleIn, State::Draining) };
+    let decision = itself.with(written).decide();
+    assert_eq!(decision.orders, [("c".to_owned(), order(Cause::ScaleIn, 10, true))]);
+}
+
+#[test]
+fn what_pods_let_go_for_want_of_an_upstream_counts_for_the_second_after_it() {
+    let mut seen = fleet(&[50, 50]).wants(1).pod(1, left);
+    seen = seen.with(Drain { per_second: 10, ..drain("b", Cause::ScaleIn, State::Draining) });
+    seen.ledger.looked(&BTreeMap::from([("a".to_owned(), 4)]), NOW - 2000);
+    seen.ledger.looked(&BTreeMap::new(), NOW - 900);
+    assert_eq!(seen.decide().orders, [("b".to_owned(), order(Cause::ScaleIn, 6, true))]);
+    seen.ledger.looked(&BTreeMap::new(), NOW);
+    seen.ledger.looked(&BTreeMap::new(), NOW + 200);
+    let later = Input {
+        now: NOW + 200,
+        epoch: EPOCH,
+        spec: seen.spec,
+        deployment: Some(seen.deployment),
+        pods: &seen.pods,
+        drains: &seen.drains,
+        rebalanced: seen.rebalanced,
+        ledger: &seen.ledger,
+    };
+    assert_eq!(plan(&later).orders, [("b".to_owned(), order(Cause::ScaleIn, 10, true))]);
 }
 
 #[test]

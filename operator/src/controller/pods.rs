@@ -81,6 +81,7 @@ fn load(report: &Report) -> Option<Load> {
         upstream_throttled: said.upstream.throttled,
         drain,
         config_in_force: Some(said.config.in_force.clone()).filter(|hash| !hash.is_empty()),
+        forsaken_per_second: said.upstream.let_go_per_second.unwrap_or(0.0),
         config_problem: said.config.problem.clone(),
         secrets_problem: said.secrets_problem.clone(),
     })

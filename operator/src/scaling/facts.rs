@@ -19,7 +19,7 @@ pub(super) fn spec(spec: &ProtocolGatewaySpec, pods: usize) -> Spec {
     Spec {
         replicas: u32::try_from(spec.replicas).unwrap_or(0),
         per_second: u32::try_from(spec.reconnects.per_second).unwrap_or(0),
-        self_per_second: self_drain_per_second(spec, pods).ceil() as u32,
+        self_per_second: self_drain_per_second(spec, pods),
         drain_timeout: millis(&spec.reconnects.drain_timeout, 600_000),
         skew_max: spec.reconnects.rebalance.as_ref().map(|rebalance| rebalance.skew_max),
     }
@@ -56,7 +56,7 @@ pub(super) fn pods(observed: &Observed, status: Option<&ProtocolGatewayStatus>) 
     let last_known = |pod: &PodFacts| {
         let before = status?.pods.iter().find(|before| before.name == pod.name)?;
         let connections = u64::try_from(before.connections?).ok()?;
-        Some(Load { connections, age: LONG_AGO, upstream: Upstream::Well, drain: None })
+        Some(Load { connections, age: LONG_AGO, upstream: Upstream::Well, drain: None, forsaken_per_second: 0.0 })
     };
     let pod = |pod: &PodFacts| Pod {
         name: pod.name.clone(),
@@ -87,6 +87,7 @@ pub(super) fn load(load: &crate::observe::Load) -> Load {
             per_second: drain.per_second.ceil() as u32,
             remaining: u64::try_from(drain.remaining).unwrap_or(0),
         }),
+        forsaken_per_second: load.forsaken_per_second,
     }
 }
 

@@ -41,11 +41,16 @@ pub(super) struct Load {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct UpstreamLoad {
     /// Why no AMQP connection is open although devices want one.
     failing: Option<String>,
     /// The hub asked for less within the last minute.
     throttled: bool,
+    /// Devices that go per second now, or after `drainAloneAfter`, because the hub did nothing for them for `outageMax`; absent
+    /// while none do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    let_go_per_second: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -100,6 +105,10 @@ impl UpstreamLoad {
         Self {
             failing: is_failing.then(problem).flatten(),
             throttled: throttled > 0 && now_ms - throttled < THROTTLED_MS,
+            let_go_per_second: shared
+                .outage_pace
+                .is_waited_for()
+                .then(|| shared.settings.load().limits.drain_per_second.0),
         }
     }
 }

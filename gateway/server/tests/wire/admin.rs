@@ -97,6 +97,20 @@ fn a_hub_that_cannot_be_reached_is_told_and_keeps_the_gateway_ready() {
 }
 
 #[test]
+fn how_fast_devices_go_for_want_of_a_hub_is_told_before_the_first_goes_and_until_nobody_waits() {
+    let yaml = local_yaml(1, "limits: {drainPerSecond: 2.5, drainAloneAfter: 2s}");
+    let world = World::start(&yaml.replace("upstream:\n", "upstream:\n  limits: {outageMax: 300ms}\n"));
+    let pace = || serde_json::from_str::<Value>(&get(&world, "/load").1).unwrap()["upstream"]["letGoPerSecond"].clone();
+    assert_eq!(pace(), Value::Null);
+    let mut device = world.connect("d1");
+    eventually("it is told", || pace() == json!(2.5));
+    device.ping().unwrap();
+    device.expect_close().unwrap();
+    assert_eq!(pace(), json!(2.5));
+    eventually("nobody waits", || pace() == Value::Null);
+}
+
+#[test]
 fn silent_connections_to_the_admin_port_keep_nobody_out_for_long() {
     let world = World::without_hub("");
     let silent: Vec<_> = (0..64).map(|_| TcpStream::connect(world.gateway.admin).unwrap()).collect();

@@ -1,12 +1,12 @@
 //! Kubernetes as far as a fleet notices it: a Deployment that surges by one, a ReplicaSet that chooses whom to delete, kubelets
 //! that probe, a load balancer of connections.
 
-use planner::{Cause, Load, Millis, Ordered, budget::ALONE_AFTER, upstream::Upstream};
+use planner::{Cause, Load, Millis, Ordered, upstream::Upstream};
 
 use crate::{
     gateway::{Excuse, Gateway, Stop},
     random::Random,
-    world::{TICK, log},
+    world::{ALONE_AFTER, TICK, log},
 };
 
 /// How long a new pod must be ready before an old one goes.

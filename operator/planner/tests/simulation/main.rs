@@ -29,8 +29,9 @@ use world::{Script, Story, World};
 const SEEDS_DEFAULT: u64 = 10_000;
 
 /// Seeds that failed once: what a pod that says nothing may let go by itself was not counted; what a pod had let go by itself
-/// right before it followed an order was forgotten; a lower budget was expected of pods before anybody who led had written it.
-const FAILED_ONCE: [u64; 4] = [2372, 10_977, 57_368, 58_791];
+/// right before it followed an order was forgotten; a lower budget was expected of pods before anybody who led had written it; what
+/// pods let go for want of an upstream was not counted, or not of a pod that was empty for a moment.
+const FAILED_ONCE: [u64; 6] = [2372, 10_977, 57_368, 58_791, 300, 155_020];
 
 fn run(seed: u64, script: Script) -> Tally {
     let mut world = World::new(seed, script);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use planner::{
     Millis, Spec,
     autoscale::{Bounds, History},
-    budget::alone_share,
+    budget::{alone_after, alone_share},
     upstream::{self, Upstream},
 };
 
@@ -18,6 +18,8 @@ use crate::{
 };
 
 pub(crate) const TICK: Millis = 500;
+/// The operator's Lease is held for 15 s.
+pub(crate) const ALONE_AFTER: Millis = alone_after(15_000);
 const PODS_MAX: i64 = 8;
 /// The leader looks again at what it wrote.
 const STEPS_PER_TICK: u32 = 3;
@@ -73,6 +75,11 @@ struct Device {
     off: bool,
 }
 
+/// In some worlds devices do not stay for ever while the upstream is away.
+fn outage_max(seed: u64) -> Option<Millis> {
+    matches!(seed % 5, 0 | 4).then(|| (seed / 5 % 4).cast_signed() * 10_000)
+}
+
 /// One fleet.
 pub(crate) struct World {
     script: Script,
@@ -90,6 +97,10 @@ pub(crate) struct World {
     /// Devices that come back, by when.
     away: BTreeMap<Millis, Vec<u32>>,
     upstream: Upstream,
+    /// Since when it is away.
+    away_since: Option<Millis>,
+    /// How long devices stay while it is away; `None`: for ever.
+    outage_max: Option<Millis>,
     autoscaler: Option<(Bounds, History)>,
     /// The budget that pods which end were last reckoned with.
     reckoned_with: u32,
@@ -106,7 +117,7 @@ impl World {
         let spec = Spec {
             replicas: random.between(1, PODS_MAX) as u32,
             per_second,
-            self_per_second: alone_share(per_second, PODS_MAX as u32, 0).ceil() as u32,
+            self_per_second: alone_share(per_second, PODS_MAX as u32, 0),
             drain_timeout: random.between(40, 180) * 1000,
             skew_max: match script.story {
                 Story::Mixed => random.one_in(2).then_some(1.3),
@@ -138,6 +149,8 @@ impl World {
             devices,
             away: BTreeMap::from([(1_020_000, all)]),
             upstream: Upstream::Well,
+            away_since: None,
+            outage_max: outage_max(seed).filter(|_| script.faults),
             autoscaler,
             reckoned_with: per_second,
             troubled_until: 0,
@@ -271,7 +284,7 @@ impl World {
             random: &mut self.random,
         };
         let share = alone_share(self.spec.per_second, PODS_MAX as u32, around.cluster.pods.len() as u32);
-        self.spec.self_per_second = share.ceil() as u32;
+        self.spec.self_per_second = share;
         around.cluster.configure(share, now, around.random);
         around.judge.budget_written(now, self.spec.per_second);
         let dead = (0..STEPS_PER_TICK).any(|_| leader.step(now, self.spec, &mut around).is_err());
@@ -308,8 +321,10 @@ impl World {
     fn pods_live(&mut self) {
         self.reckon();
         let now = self.now;
+        let forsaken = self.outage_max.zip(self.away_since).is_some_and(|(max, since)| now - since >= max);
         let (mut let_go, mut must) = (LetGo::default(), 0);
         for pod in &mut self.cluster.pods {
+            pod.gateway.forsaken = forsaken;
             pod.probe(now, &mut self.random);
             pod.reload(now);
             let must_now = pod.gateway.must(now);
@@ -331,41 +346,54 @@ impl World {
         }
     }
 
-    /// Which pods may be late: of those that are told to stop now, or end when the budget becomes lower, what does not fit; and
-    /// all that end while something is out of order, or was a moment ago.
+    /// Which pods may be late: of those that are told to stop now, or end when less of the budget is left for them, what does not
+    /// fit; while a fault reaches all, what would not fit if nobody were let go until it is over; and who is out of order itself.
     fn reckon(&mut self) {
         let now = self.now;
-        let out_of_order = self.cluster.pods.iter().any(|pod| pod.is_out_of_order(now));
-        if self.leader.is_none() || !self.late.is_empty() || out_of_order {
+        if self.leader.is_none() || !self.late.is_empty() || self.cluster.pods.iter().any(|pod| self.reaches_all(pod)) {
             self.troubled_until = now + RECOVERS;
         }
-        let less = self.spec.per_second < std::mem::replace(&mut self.reckoned_with, self.spec.per_second);
+        let per_second = self.left_for_drains();
+        let less = per_second < std::mem::replace(&mut self.reckoned_with, per_second);
         let mut ending: Vec<(Millis, &mut SimPod)> = self
             .cluster
             .pods
             .iter_mut()
             .filter_map(|pod| Some((pod.gateway.stop.filter(|_| !pod.gateway.devices.is_empty())?.late_at(), pod)))
             .collect();
-        if now < self.troubled_until {
-            for (_, pod) in &mut ending {
-                pod.excuse = Some(Excuse::Fault);
-            }
-        }
-        if !less && ending.iter().all(|(_, pod)| pod.reckoned) {
-            return;
-        }
         ending.sort_by_key(|(late_at, _)| *late_at);
-        let (mut before, mut too_many) = (0, 0);
-        for (place, (late_at, pod)) in ending.iter_mut().enumerate() {
+        if less || ending.iter().any(|(_, pod)| !pod.reckoned) {
+            excuse(&mut ending, now, per_second, Excuse::Arithmetic);
+        }
+        if now < self.troubled_until {
+            excuse(&mut ending, self.troubled_until, per_second, Excuse::Fault);
+        }
+        for (_, pod) in &mut ending {
             pod.reckoned = true;
-            before += Millis::from(pod.gateway.devices.len() as u32);
-            // orders follow one another with gaps
-            let needs = before * 1250 / Millis::from(self.spec.per_second) + ORDER_LAG;
-            too_many = if needs > *late_at - now { place + 1 } else { too_many };
+            pod.excuse = if pod.is_out_of_order(now) { Some(Excuse::Fault) } else { pod.excuse };
         }
-        for (_, pod) in &mut ending[..too_many] {
-            pod.excuse = pod.excuse.max(Some(Excuse::Arithmetic));
-        }
+    }
+
+    /// A fault of this pod may make any other late: nobody knows what it lets go, or devices have nowhere to go. One that is only
+    /// silent and lets nobody go costs the others what it may let go alone, and no more.
+    fn reaches_all(&self, pod: &SimPod) -> bool {
+        let now = self.now;
+        let was = |until: Millis| until > 0 && now < until + RECOVERS;
+        let drains = pod.ends.is_some()
+            || pod.gateway.load(now, self.upstream).drain.is_some()
+            || self.store.drains.iter().any(|drain| drain.pod == pod.name);
+        was(pod.lies_until) || was(pod.blinks_until) || (pod.is_out_of_order(now) && drains)
+    }
+
+    /// Devices per second that pods which are drained may have: what is beside pods that the upstream does nothing for, and those of
+    /// which nothing is heard.
+    fn left_for_drains(&self) -> u32 {
+        let alone = |pod: &SimPod| match pod.gateway.forsaken_per_second(self.now) {
+            _ if pod.is_out_of_order(self.now) => Some(self.spec.self_per_second.ceil()),
+            forsaken => forsaken,
+        };
+        let alone: f64 = self.cluster.pods.iter().filter_map(alone).sum();
+        self.spec.per_second.saturating_sub(alone.ceil() as u32)
     }
 
     fn send_back(&mut self, devices: &[u32], ticks_max: i64) {
@@ -407,6 +435,7 @@ impl World {
 
     fn set_upstream(&mut self, upstream: Upstream) {
         self.upstream = upstream;
+        self.away_since = (upstream == Upstream::Away).then(|| self.away_since.unwrap_or(self.now));
     }
 
     fn something_happens(&mut self) {
@@ -563,5 +592,20 @@ impl World {
 
     fn new_pods_get_stuck(&mut self) {
         self.cluster.stuck_until = self.now + self.random.between(5, 60) * 1000;
+    }
+}
+
+/// Excuses those pods that are not empty before they let go whom they must, if they are drained one after the other, the first
+/// to be late first, from then on.
+fn excuse(ending: &mut [(Millis, &mut SimPod)], from: Millis, per_second: u32, excuse: Excuse) {
+    let (mut before, mut too_many) = (0, 0);
+    for (place, (late_at, pod)) in ending.iter().enumerate() {
+        before += Millis::from(pod.gateway.devices.len() as u32);
+        // orders follow one another with gaps
+        let needs = (before * 1250).checked_div(Millis::from(per_second)).map(|needs| needs + ORDER_LAG);
+        too_many = if needs.is_none_or(|needs| needs > *late_at - from) { place + 1 } else { too_many };
+    }
+    for (_, pod) in &mut ending[..too_many] {
+        pod.excuse = pod.excuse.max(Some(excuse));
     }
 }
