@@ -206,6 +206,8 @@ pub struct Load {
     pub age_s: i64,
     /// Why its upstream connections fail, if they do.
     pub upstream_failing: Option<String>,
+    /// It has no upstream connection, and none that failed: it knows nothing of the upstream.
+    pub upstream_unknown: bool,
     /// The upstream takes less than it is sent.
     pub upstream_throttled: bool,
     /// Whom it lets go, by whose order ever.

@@ -54,6 +54,7 @@ pub fn plan(gateway: &ProtocolGateway, observed: &Observed, epoch: i64, ledger: 
         pods: &pods,
         drains: &drains,
         rebalanced: rebalanced.map(said::read_rebalanced).unwrap_or_default(),
+        upstream: upstream(gateway, observed),
         ledger,
     });
     let mut notes = decision.notes;
@@ -106,10 +107,21 @@ fn duration(time: Millis) -> Duration {
     Duration::from_millis(u64::try_from(time).unwrap_or(0))
 }
 
-/// How the fleet gets on with the upstream, as far as its pods were asked.
-pub fn upstream(observed: &Observed) -> Upstream {
+/// How the fleet gets on with the upstream, as far as its pods know; else as the last status says.
+pub fn upstream(gateway: &ProtocolGateway, observed: &Observed) -> Upstream {
     let loads: Vec<planner::Load> = observed.pods.iter().filter_map(|pod| pod.load.as_ref()).map(facts::load).collect();
-    upstream::of(loads.iter())
+    upstream::of(loads.iter(), upstream_before(gateway))
+}
+
+/// How it got on by the last status.
+pub fn upstream_before(gateway: &ProtocolGateway) -> Upstream {
+    let mut conditions = gateway.status.iter().flat_map(|status| &status.conditions);
+    let saturated = conditions.find(|condition| condition.type_ == "UpstreamSaturated" && condition.status == "True");
+    match saturated.map(|saturated| saturated.reason.as_str()) {
+        None => Upstream::Well,
+        Some("Away") => Upstream::Away,
+        Some(_) => Upstream::Throttled,
+    }
 }
 
 /// What the ProtocolGateway's `/scale` is to ask for where the operator scales by itself; `None`: it does not.

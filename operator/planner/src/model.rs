@@ -24,6 +24,8 @@ pub struct Input<'a> {
     pub drains: &'a [Drain],
     /// How the last rebalance ended, as it is persisted.
     pub rebalanced: Rebalanced,
+    /// How the fleet gets on with the upstream: [`crate::upstream::of`].
+    pub upstream: Upstream,
     /// What this leader ordered so far.
     pub ledger: &'a Ledger,
 }
@@ -85,8 +87,8 @@ pub struct Load {
     pub connections: u64,
     /// How long ago it said so.
     pub age: Millis,
-    /// How it gets on with the upstream.
-    pub upstream: Upstream,
+    /// How it gets on with the upstream; `None`: it has no need of it, and knows nothing.
+    pub upstream: Option<Upstream>,
     /// What it is letting go, whoever ordered it.
     pub drain: Option<Ordered>,
 }

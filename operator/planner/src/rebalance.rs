@@ -6,7 +6,7 @@
 use crate::{
     budget::seconds_for,
     model::{Cause, Drain, Millis, Pod, Rebalanced, State},
-    upstream::{self, Upstream},
+    upstream::Upstream,
     view::View,
 };
 
@@ -56,7 +56,7 @@ fn is_calm(view: &View<'_>) -> bool {
             && deployment.replicas == view.input.spec.replicas
             && deployment.replicas == view.staying_count()
     });
-    let well = upstream::of(view.input.pods.iter().filter_map(|pod| pod.load.as_ref())) == Upstream::Well;
+    let well = view.input.upstream == Upstream::Well;
     settled && well && !view.rolling() && view.input.spec.skew_max.is_some() && view.input.spec.per_second > 0
 }
 

@@ -19,6 +19,7 @@ struct Fleet {
     pods: Vec<Pod>,
     drains: Vec<Drain>,
     rebalanced: Rebalanced,
+    upstream: Upstream,
     ledger: Ledger,
 }
 
@@ -32,6 +33,7 @@ fn fleet(devices: &[u64]) -> Fleet {
         pods: names.zip(devices).map(|(name, devices)| pod(&name, *devices)).collect(),
         drains: Vec::new(),
         rebalanced: Rebalanced::default(),
+        upstream: Upstream::Well,
         ledger: Ledger::new(NOW - 10 * MINUTE, &[]),
     }
 }
@@ -45,7 +47,7 @@ fn pod(name: &str, connections: u64) -> Pod {
         ends: None,
         outdated: false,
         deletion_cost: None,
-        load: Some(Load { connections, age: 0, upstream: Upstream::Well, drain: None }),
+        load: Some(Load { connections, age: 0, upstream: Some(Upstream::Well), drain: None }),
     }
 }
 
@@ -73,6 +75,7 @@ impl Fleet {
             pods: &self.pods,
             drains: &self.drains,
             rebalanced: self.rebalanced,
+            upstream: self.upstream,
             ledger: &self.ledger,
         })
     }
@@ -434,10 +437,7 @@ fn new_pods_are_filled_from_the_fullest() {
     for (what, other) in [
         ("a pod is new", uneven.clone().pod(2, |pod| pod.ready_changed = NOW - 5000)),
         ("a pod is silent", uneven.clone().pod(2, |pod| pod.load.as_mut().unwrap().age = MINUTE)),
-        (
-            "the upstream throttles",
-            uneven.clone().pod(2, |pod| pod.load.as_mut().unwrap().upstream = Upstream::Throttled),
-        ),
+        ("the upstream throttles", Fleet { upstream: Upstream::Throttled, ..uneven.clone() }),
         ("another pod is to come", uneven.clone().wants(4)),
         ("a rollout is under way", uneven.clone().pod(0, |pod| pod.outdated = true)),
     ] {
@@ -501,6 +501,7 @@ fn without_a_deployment_nothing_is_told() {
         pods: &[],
         drains: &[],
         rebalanced: fleet.rebalanced,
+        upstream: fleet.upstream,
         ledger: &fleet.ledger,
     };
     assert_eq!(plan(&input).replicas, None);

@@ -56,7 +56,7 @@ pub(super) fn pods(observed: &Observed, status: Option<&ProtocolGatewayStatus>) 
     let last_known = |pod: &PodFacts| {
         let before = status?.pods.iter().find(|before| before.name == pod.name)?;
         let connections = u64::try_from(before.connections?).ok()?;
-        Some(Load { connections, age: LONG_AGO, upstream: Upstream::Well, drain: None })
+        Some(Load { connections, age: LONG_AGO, upstream: None, drain: None })
     };
     let pod = |pod: &PodFacts| Pod {
         name: pod.name.clone(),
@@ -73,9 +73,9 @@ pub(super) fn pods(observed: &Observed, status: Option<&ProtocolGatewayStatus>) 
 
 pub(super) fn load(load: &crate::observe::Load) -> Load {
     let upstream = match (&load.upstream_failing, load.upstream_throttled) {
-        (_, true) => Upstream::Throttled,
-        (Some(_), _) => Upstream::Away,
-        (None, _) => Upstream::Well,
+        (_, true) => Some(Upstream::Throttled),
+        (Some(_), _) => Some(Upstream::Away),
+        (None, _) => (!load.upstream_unknown).then_some(Upstream::Well),
     };
     Load {
         connections: u64::try_from(load.connections).unwrap_or(0),

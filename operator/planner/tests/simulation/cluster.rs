@@ -97,12 +97,19 @@ impl SimPod {
         if !self.runs(now) || now < self.silent_until.max(self.mute_until) {
             return;
         }
+        // who has no device has no need of the upstream
+        let upstream = (!self.gateway.devices.is_empty()).then_some(upstream);
         let load = self.gateway.load(now, upstream);
         if now >= self.lies_until {
             self.report = Some((load, now));
         } else if let Some(lie) = self.lie(&load) {
             self.report = Some((lie, now));
         }
+    }
+
+    /// What was last heard of it.
+    pub(crate) fn said(&self, now: Millis) -> Option<Load> {
+        self.report.as_ref().map(|(load, at)| Load { age: now - at, ..load.clone() })
     }
 
     /// `None`: it makes no sense at all. Which one it is follows from when it ends.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use planner::{
-    Millis, Spec,
+    Load, Millis, Spec,
     autoscale::{Bounds, History},
     budget::alone_share,
     upstream::{self, Upstream},
@@ -27,6 +27,8 @@ const REST_MAX: Millis = 3_600_000;
 const REST_FOR: Millis = 90_000;
 /// The same where the number of pods follows the connections: for several of the autoscaler's steps down.
 const REST_FOR_SCALED: Millis = 300_000;
+/// Who was not heard of for so long says nothing of the upstream.
+const HEARD_OF: Millis = 10_000;
 /// From a pod told to stop to the first order that counts with it: looked at, written, and what others had is a second ago.
 const ORDER_LAG: Millis = 10_000;
 
@@ -90,6 +92,8 @@ pub(crate) struct World {
     /// Devices that come back, by when.
     away: BTreeMap<Millis, Vec<u32>>,
     upstream: Upstream,
+    /// Since when it is so.
+    upstream_since: Millis,
     autoscaler: Option<(Bounds, History)>,
     /// The budget that pods which end were last reckoned with.
     reckoned_with: u32,
@@ -138,6 +142,7 @@ impl World {
             devices,
             away: BTreeMap::from([(1_020_000, all)]),
             upstream: Upstream::Well,
+            upstream_since: 0,
             autoscaler,
             reckoned_with: per_second,
             troubled_until: 0,
@@ -396,17 +401,21 @@ impl World {
         }
         let Some((bounds, history)) = &mut self.autoscaler else { return };
         let connections = self.cluster.pods.iter().map(|pod| pod.gateway.devices.len() as u64).sum();
-        let told = upstream::reported(connections, self.upstream, self.spec.replicas, Some(bounds.target), None);
+        let loads: Vec<Load> = self.cluster.pods.iter().filter_map(|pod| pod.said(self.now)).collect();
+        let found = upstream::of(loads.iter(), self.store.upstream);
+        let told = upstream::reported(connections, found, self.spec.replicas, Some(bounds.target), None);
         let wanted = history.step(bounds, told, self.spec.replicas, self.now).unwrap_or(self.spec.replicas);
-        assert!(
-            self.upstream == Upstream::Well || wanted <= self.spec.replicas,
-            "scaled out while the upstream throttles"
-        );
+        let says = loads.iter().any(|load| load.age <= HEARD_OF && load.upstream.is_some());
+        let known = self.now - self.upstream_since > HEARD_OF && (says || self.store.upstream != Upstream::Well);
+        let throttles = known && self.upstream != Upstream::Well;
+        assert!(!throttles || wanted <= self.spec.replicas, "scaled out while the upstream throttles");
+        self.judge.tally.held_without_a_word += u64::from(throttles && !says);
+        self.judge.tally.held_beside_idle += u64::from(throttles && loads.iter().any(|load| load.upstream.is_none()));
         self.spec.replicas = wanted;
     }
 
     fn set_upstream(&mut self, upstream: Upstream) {
-        self.upstream = upstream;
+        (self.upstream, self.upstream_since) = (upstream, self.now);
     }
 
     fn something_happens(&mut self) {
