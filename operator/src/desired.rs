@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     config::{FILE as CONFIG_FILE, drain_per_second as self_drain_per_second},
-    workload::{ADMIN_PORT, MIN_READY_S},
+    workload::{ADMIN_PORT, GRACE_MARGIN_S, MIN_READY_S},
 };
 use crate::{
     names,

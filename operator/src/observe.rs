@@ -184,6 +184,8 @@ pub struct PodFacts {
     pub deletion_cost: Option<i32>,
     /// It was told to stop.
     pub terminating: bool,
+    /// When it was told to stop, if it was.
+    pub told: Option<Timestamp>,
     /// When it will be killed, if it was told to stop.
     pub ends: Option<Timestamp>,
     /// Why it does not run, if it does not: reason and message of its container or of its scheduling.

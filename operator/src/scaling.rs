@@ -43,13 +43,14 @@ pub struct Plan {
 /// Decides, as the leader of this epoch that told pods what the ledger says.
 pub fn plan(gateway: &ProtocolGateway, observed: &Observed, epoch: i64, ledger: &Ledger) -> Plan {
     let status = gateway.status.as_ref();
-    let pods = facts::pods(observed, status);
+    let spec = facts::spec(&gateway.spec, observed.pods.len());
+    let pods = facts::pods(observed, status, spec.drain_timeout);
     let drains: Vec<planner::Drain> = status.into_iter().flat_map(|status| &status.drains).map(read_drain).collect();
     let rebalanced = status.and_then(|status| status.last_rebalance.as_ref());
     let decision = planner::plan(&planner::Input {
         now: observed.now.as_millisecond(),
         epoch,
-        spec: facts::spec(&gateway.spec, pods.len()),
+        spec,
         deployment: observed.deployment.as_ref().map(facts::deployment),
         pods: &pods,
         drains: &drains,

@@ -70,7 +70,8 @@ pub struct Pod {
     pub ready: bool,
     /// When `ready` became what it is.
     pub ready_changed: Millis,
-    /// It was told to stop: when it will be killed.
+    /// It was told to stop: when its own time to let devices go is over, which is [`Spec::drain_timeout`] after that. It is
+    /// killed later, when it had time to settle and to end.
     pub ends: Option<Millis>,
     /// Its template is not the newest.
     pub outdated: bool,

@@ -289,7 +289,7 @@ fn a_deadline_comes_before_moving_once() {
     late.ledger.confirmed("a", NOW - 4000);
     assert_eq!(late.decide().orders, [("a".to_owned(), order(Cause::Upgrade, 10, true))]);
     let too_late = rolling(&[56_000, 50, 0]);
-    let message = "56000 devices have 415 s until a has a quarter of its time left and need 5600 s at 10/s: the rest of them goes \
+    let message = "56000 devices have 445 s until a has a quarter of its time left and need 5600 s at 10/s: the rest of them goes \
                    as fast as it must; raise reconnects.perSecond or reconnects.drainTimeout (600 s)";
     let expected = Note::DrainTimeoutTooShort { message: message.to_owned() };
     assert!(too_late.decide().notes.contains(&expected), "{:?}", too_late.decide().notes);
@@ -300,7 +300,7 @@ fn all_end(devices: &[u64], passed: i64) -> Fleet {
     let mut fleet = fleet(devices);
     fleet.spec.drain_timeout = 60 * MINUTE;
     for pod in &mut fleet.pods {
-        (pod.ready, pod.ends) = (false, Some(NOW - passed + 60 * MINUTE + 30_000));
+        (pod.ready, pod.ends) = (false, Some(NOW - passed + 60 * MINUTE));
     }
     fleet
 }

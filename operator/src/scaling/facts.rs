@@ -8,7 +8,7 @@ use planner::{Deployment, Load, Millis, Ordered, Pod, Spec, autoscale::Bounds, u
 
 use super::said;
 use crate::{
-    desired::self_drain_per_second,
+    desired::{GRACE_MARGIN_S, self_drain_per_second},
     observe::{DeploymentFacts, Observed, PodFacts},
 };
 
@@ -51,7 +51,7 @@ pub(super) fn deployment(facts: &DeploymentFacts) -> Deployment {
 }
 
 /// A pod that has not said anything to this replica yet is counted by what the status says of it.
-pub(super) fn pods(observed: &Observed, status: Option<&ProtocolGatewayStatus>) -> Vec<Pod> {
+pub(super) fn pods(observed: &Observed, status: Option<&ProtocolGatewayStatus>, drain_timeout: Millis) -> Vec<Pod> {
     let current = current_template(observed);
     let last_known = |pod: &PodFacts| {
         let before = status?.pods.iter().find(|before| before.name == pod.name)?;
@@ -63,12 +63,19 @@ pub(super) fn pods(observed: &Observed, status: Option<&ProtocolGatewayStatus>) 
         running: !pod.stopped,
         ready: pod.ready && !pod.terminating,
         ready_changed: pod.ready_changed.map_or(0, jiff::Timestamp::as_millisecond),
-        ends: pod.terminating.then(|| pod.ends.unwrap_or(observed.now).as_millisecond()),
+        ends: pod.terminating.then(|| ends(pod, observed.now, drain_timeout)),
         outdated: current.is_some_and(|current| pod.template != current),
         deletion_cost: pod.deletion_cost,
         load: pod.load.as_ref().map(load).or_else(|| last_known(pod)),
     };
     observed.pods.iter().map(pod).collect()
+}
+
+/// When a pod that was told to stop must have let its devices go: its own time does not depend on how long it may then settle,
+/// which is another where pods of an older template go; but somebody may have left it less.
+fn ends(pod: &PodFacts, now: jiff::Timestamp, drain_timeout: Millis) -> Millis {
+    let killed = pod.ends.unwrap_or(now).as_millisecond() - GRACE_MARGIN_S.cast_signed() * 1000;
+    pod.told.map_or(killed, |told| killed.min(told.as_millisecond() + drain_timeout))
 }
 
 pub(super) fn load(load: &crate::observe::Load) -> Load {
@@ -135,13 +142,28 @@ mod tests {
     }
 
     #[test]
+    fn the_time_of_a_pod_that_ends_does_not_depend_on_how_long_it_may_settle() {
+        let at = |second| jiff::Timestamp::from_second(second).expect("it is a time");
+        let check = |told: Option<i64>, killed: i64, expected: i64| {
+            let pod = PodFacts { told: told.map(at), ends: Some(at(killed)), terminating: true, ..PodFacts::default() };
+            assert_eq!(ends(&pod, at(1000), 120_000), expected * 1000, "told at {told:?}, killed at {killed}");
+        };
+        for shutdown in [0, 25, 300, 3600] {
+            check(Some(1000), 1000 + 120 + shutdown + 10, 1120);
+        }
+        // by kubectl delete --grace-period=60
+        check(Some(1000), 1060, 1050);
+        check(None, 1060, 1050);
+    }
+
+    #[test]
     fn a_pod_that_nobody_asked_yet_is_counted_by_what_the_status_says() {
         let status: ProtocolGatewayStatus =
             serde_json::from_value(serde_json::json!({"pods": [{"name": "a", "phase": "Ready", "connections": 7}]}))
                 .expect("it is a status");
         let facts = PodFacts { name: "a".to_owned(), ..PodFacts::default() };
         let observed = Observed { pods: vec![facts, PodFacts::default()], ..Observed::default() };
-        let pods = pods(&observed, Some(&status));
+        let pods = pods(&observed, Some(&status), 600_000);
         let connections: Vec<_> = pods.iter().map(|pod| pod.load.as_ref().map(|load| load.connections)).collect();
         assert_eq!(connections, [Some(7), None]);
     }

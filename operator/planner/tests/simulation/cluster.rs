@@ -146,6 +146,8 @@ pub(crate) struct Cluster {
 #[derive(Clone, Copy)]
 pub(crate) struct Grace {
     pub(crate) drain_timeout: Millis,
+    /// Until it is killed.
+    pub(crate) beyond: Millis,
 }
 
 impl Cluster {
@@ -256,7 +258,7 @@ impl Cluster {
         let pod = &mut self.pods[index];
         let devices = pod.gateway.devices.len();
         log(self.loud, now, || format!("{} is told to stop with {devices} devices", pod.name));
-        pod.ends = Some(now + grace.drain_timeout + 30_000);
+        pod.ends = Some(now + grace.drain_timeout + grace.beyond);
         pod.ready = false;
         pod.ready_changed = now;
         pod.gateway.stop(Stop { at: now, deadline: now + grace.drain_timeout });

@@ -160,7 +160,7 @@ impl Leader {
             running: pod.runs(now),
             ready: pod.ready,
             ready_changed: pod.ready_changed,
-            ends: pod.ends,
+            ends: pod.gateway.stop.map(|stop| stop.deadline),
             outdated: pod.template != template,
             deletion_cost: pod.cost,
             load: heard,

@@ -81,6 +81,8 @@ pub(crate) struct World {
     now: Millis,
     random: Random,
     spec: Spec,
+    /// What pods have beyond their own time, to settle and to end.
+    grace_beyond: Millis,
     cluster: Cluster,
     store: Store,
     leader: Option<Leader>,
@@ -132,6 +134,7 @@ impl World {
             now: 1_000_000,
             random,
             spec,
+            grace_beyond: [10_000, 35_000, 310_000][(seed % 3) as usize],
             cluster,
             store: Store::default(),
             leader: None,
@@ -290,7 +293,7 @@ impl World {
     }
 
     fn grace(&self) -> Grace {
-        Grace { drain_timeout: self.spec.drain_timeout }
+        Grace { drain_timeout: self.spec.drain_timeout, beyond: self.grace_beyond }
     }
 
     /// A pod that is removed because fewer are wanted is empty, unless its time was up or nobody could know.
