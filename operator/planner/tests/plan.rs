@@ -458,6 +458,62 @@ fn a_fleet_that_is_uneven_is_looked_at_again_although_nothing_changes() {
 }
 
 #[test]
+fn a_pod_that_is_not_ready_is_waited_for_and_then_left_out() {
+    let beside = |not_ready_for: i64| {
+        let mut uneven = fleet(&[60, 60, 0, 0]).pod(3, |pod| {
+            (pod.ready, pod.running, pod.load, pod.ready_changed) = (false, false, None, NOW - not_ready_for);
+        });
+        uneven.spec.skew_max = Some(1.2);
+        uneven
+    };
+    let said = |decision: &Decision| decision.notes.clone();
+    let waits = beside(119_000).decide();
+    assert_eq!((&waits.drains[..], waits.again_in), (&[][..], Some(5000)));
+    let message =
+        "one pod has 60 devices, the mean is 40: d is not ready; it is waited for until it has not been for 120 s";
+    assert_eq!(said(&waits), [Note::RebalanceWaits { message: message.to_owned() }]);
+    // 40 is the mean of those that are ready
+    let left_out = beside(120_000).decide();
+    let moved: Vec<_> = left_out.drains.iter().map(|drain| (drain.pod.as_str(), drain.down_to)).collect();
+    assert_eq!(moved, [("a", 44), ("b", 44)]);
+    // it is over when those are level, and begins anew when it is ready after all
+    let source = |pod| Drain { down_to: 44, ..drain(pod, Cause::Rebalance, State::Draining) };
+    let mut level = beside(10 * MINUTE).with(source("a")).with(source("b"));
+    for (pod, devices) in level.pods.iter_mut().zip([44, 40, 36]) {
+        pod.load.as_mut().unwrap().connections = devices;
+    }
+    let over = level.clone().decide();
+    assert!(over.drains.iter().all(|drain| drain.state == State::Undoing), "{:?}", over.drains);
+    assert_eq!(over.rebalanced, Rebalanced { ended_at: Some(NOW), failures: 0 });
+    level.drains.clear();
+    let come = level.clone().pod(3, |pod| *pod = Pod { ready_changed: NOW - 29_000, ..self::pod("d", 0) });
+    assert_eq!(come.decide().drains, [], "it warms up");
+    let warm = level.pod(3, |pod| *pod = Pod { ready_changed: NOW - 30_000, ..self::pod("d", 0) });
+    assert_eq!(warm.decide().drains.len(), 3);
+}
+
+#[test]
+fn what_an_uneven_fleet_waits_for_is_said() {
+    let said = |fleet: Fleet| {
+        let mut notes = fleet.decide().notes.into_iter();
+        notes.find_map(|note| if let Note::RebalanceWaits { message } = note { Some(message) } else { None })
+    };
+    let mut uneven = fleet(&[60, 60, 0]);
+    uneven.spec.skew_max = Some(1.2);
+    let check = |fleet: Fleet, expected: Option<&str>| assert_eq!(said(fleet).as_deref(), expected);
+    check(uneven.clone(), None);
+    let silent = |pod: &mut Pod| pod.load.as_mut().unwrap().age = MINUTE;
+    let mut fourth = fleet(&[60, 60, 0, 0]).pod(3, silent);
+    fourth.spec.skew_max = Some(1.2);
+    check(fourth, Some("one pod has 60 devices, the mean is 40: d is ready and cannot be asked"));
+    check(uneven.clone().wants(5), Some("one pod has 60 devices, the mean is 40: pods wanted: 5, there: 3"));
+    check(
+        Fleet { upstream: Upstream::Away, ..uneven },
+        Some("one pod has 60 devices, the mean is 40: the upstream is throttling or away"),
+    );
+}
+
+#[test]
 fn a_rebalance_ends_when_all_are_level_and_rests_before_the_next() {
     let source = Drain { down_to: 44, ..drain("a", Cause::Rebalance, State::Draining) };
     let mut even = fleet(&[44, 40, 36]).with(source);

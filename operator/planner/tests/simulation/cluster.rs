@@ -139,6 +139,8 @@ pub(crate) struct Cluster {
     share: f64,
     /// New pods do not become ready while this holds.
     pub(crate) stuck_until: Millis,
+    /// The next one alone does not before.
+    pub(crate) next_stuck_until: Millis,
     pub(crate) loud: bool,
 }
 
@@ -153,7 +155,17 @@ pub(crate) struct Grace {
 impl Cluster {
     pub(crate) fn new(replicas: u32, share: f64, loud: bool) -> Self {
         let seen = (replicas, 0);
-        Self { pods: Vec::new(), replicas, template: 0, seen, next_pod: 0, share, stuck_until: 0, loud }
+        Self {
+            pods: Vec::new(),
+            replicas,
+            template: 0,
+            seen,
+            next_pod: 0,
+            share,
+            stuck_until: 0,
+            next_stuck_until: 0,
+            loud,
+        }
     }
 
     pub(crate) fn is_behind(&self) -> bool {
@@ -233,7 +245,9 @@ impl Cluster {
             name,
             template: self.template,
             created: now,
-            runs_at: (now + random.between(1, 10) * TICK).max(self.stuck_until),
+            runs_at: (now + random.between(1, 10) * TICK)
+                .max(self.stuck_until)
+                .max(std::mem::take(&mut self.next_stuck_until)),
             ready: false,
             ready_changed: now,
             next_probe: now,

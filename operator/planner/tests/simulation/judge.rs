@@ -142,7 +142,9 @@ impl Judge {
 
     /// Not for little, not soon after the last, and not while new pods fill by themselves.
     pub(crate) fn rebalance_begins(now: Millis, skew_max: Option<f64>, pods: &[Pod], before: Rebalanced) {
-        let staying = || pods.iter().filter(|pod| pod.ends.is_none());
+        let staying = || pods.iter().filter(|pod| pod.ends.is_none() && pod.ready);
+        let gone = |pod: &Pod| pod.ends.is_some() || pod.ready || now - pod.ready_changed >= 120_000;
+        assert!(pods.iter().all(gone), "rebalanced at {now} while a pod may be ready soon");
         let devices = |pod: &Pod| pod.load.as_ref().map_or(0, |load| load.connections) as f64;
         let most = staying().map(devices).fold(0.0, f64::max);
         let mean = staying().map(devices).sum::<f64>() / staying().count() as f64;

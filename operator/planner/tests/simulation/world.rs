@@ -29,6 +29,8 @@ const REST_FOR: Millis = 90_000;
 const REST_FOR_SCALED: Millis = 300_000;
 /// Who was not heard of for so long says nothing of the upstream.
 const HEARD_OF: Millis = 10_000;
+/// A pod that no node has room for waits so long.
+const STUCK_FOR: Millis = 1_800_000;
 /// From a pod told to stop to the first order that counts with it: looked at, written, and what others had is a second ago.
 const ORDER_LAG: Millis = 10_000;
 
@@ -56,6 +58,8 @@ pub(crate) enum Story {
     Rollout,
     /// One scale-up of a fleet that is rebalanced.
     ScaleUp,
+    /// The same, and no node has room for one of the new pods for long.
+    OneStuck,
     /// All pods are told to stop at once, with about as much time as it takes.
     AllEnd,
 }
@@ -65,6 +69,7 @@ impl Script {
     pub(crate) const GENTLE: Self = Self { faults: false, mortal_leaders: false, ..Self::ROUGH };
     pub(crate) const ROLLOUT: Self = Self { story: Story::Rollout, ..Self::GENTLE };
     pub(crate) const ALL_END: Self = Self { story: Story::AllEnd, ..Self::GENTLE };
+    pub(crate) const ONE_STUCK: Self = Self { story: Story::OneStuck, ..Self::GENTLE };
     pub(crate) const SCALE_UP: Self = Self { story: Story::ScaleUp, ..Self::GENTLE };
 }
 
@@ -117,10 +122,11 @@ impl World {
             skew_max: match script.story {
                 Story::Mixed => random.one_in(2).then_some(1.3),
                 Story::Rollout | Story::AllEnd => None,
-                Story::ScaleUp => Some(1.15),
+                Story::ScaleUp | Story::OneStuck => Some(1.15),
             },
         };
-        let devices_most = if matches!(script.story, Story::ScaleUp | Story::AllEnd) { (300, 900) } else { (10, 240) };
+        let many = matches!(script.story, Story::ScaleUp | Story::OneStuck | Story::AllEnd);
+        let devices_most = if many { (300, 900) } else { (10, 240) };
         let devices = vec![Device::default(); random.between(devices_most.0, devices_most.1) as usize];
         let all = (0..devices.len() as u32).collect();
         let autoscaler = (script.story == Story::Mixed && random.one_in(4)).then(|| {
@@ -194,6 +200,25 @@ impl World {
         self.judge.tally.rebalances_failed += u64::from(self.store.rebalanced.failures);
     }
 
+    /// The others do not wait for a pod that is not ready for long: they are even, and then nobody is moved any more.
+    pub(crate) fn even_beside_the_stuck(&mut self) {
+        self.run_for(900_000);
+        assert!(self.cluster.pods.iter().any(|pod| !pod.ready), "none is stuck");
+        assert!(!self.is_uneven(), "uneven beside a pod that is not ready");
+        self.judge.let_go_at_rest = 0;
+        self.run_for(600_000);
+        assert_eq!(self.judge.let_go_at_rest, 0, "devices are moved again and again beside a pod that is not ready");
+    }
+
+    /// Pods that are ready hold more than is tolerated above their mean.
+    fn is_uneven(&self) -> bool {
+        let ready = self.cluster.pods.iter().filter(|pod| pod.ready);
+        let counts: Vec<usize> = ready.map(|pod| pod.gateway.devices.len()).collect();
+        let mean = counts.iter().sum::<usize>() as f64 / counts.len().max(1) as f64;
+        let most = counts.iter().copied().max().unwrap_or(0) as f64;
+        self.spec.skew_max.is_some_and(|max| most > mean * max && most - mean >= 5.0)
+    }
+
     /// After a rebalance a few devices come to the fullest pod, up to half of what is tolerated above the mean, as far as there
     /// is room: nobody is moved for them. Gives how many; that there is room is what the rebalance left.
     pub(crate) fn a_few_come_to_the_fullest(&mut self) -> usize {
@@ -218,9 +243,6 @@ impl World {
     fn what_is_wrong(&self) -> Option<String> {
         let settled = self.cluster.pods.iter().all(|pod| pod.ends.is_none() && pod.ready && pod.cost.is_none());
         let counts: Vec<usize> = self.cluster.pods.iter().map(|pod| pod.gateway.devices.len()).collect();
-        let mean = counts.iter().sum::<usize>() as f64 / counts.len().max(1) as f64;
-        let most = counts.iter().copied().max().unwrap_or(0) as f64;
-        let uneven = self.spec.skew_max.is_some_and(|max| most > mean * max && most - mean >= 5.0);
         match () {
             () if self.leader.as_ref().is_none_or(|leader| leader.is_busy) => Some("the leader is busy".to_owned()),
             () if !self.store.drains.is_empty() => Some(format!("drains: {:?}", self.store.drains)),
@@ -229,7 +251,7 @@ impl World {
             () if self.cluster.pods.iter().any(|pod| !pod.gateway.distrusted.is_empty()) => {
                 Some("a device is not trusted".to_owned())
             }
-            () if uneven => Some(format!("uneven: {counts:?}")),
+            () if self.is_uneven() => Some(format!("uneven: {counts:?}")),
             () => None,
         }
     }
@@ -430,6 +452,11 @@ impl World {
                 self.spec.replicas += self.random.between(1, PODS_MAX) as u32;
                 return;
             }
+            Story::OneStuck => {
+                self.spec.replicas += self.random.between(2, PODS_MAX) as u32;
+                self.cluster.next_stuck_until = self.now + STUCK_FOR;
+                return;
+            }
         }
         match self.random.below(if self.script.faults { 15 } else { 9 }) {
             0..=2 => self.user_scales(),
@@ -574,6 +601,8 @@ impl World {
     }
 
     fn new_pods_get_stuck(&mut self) {
-        self.cluster.stuck_until = self.now + self.random.between(5, 60) * 1000;
+        let seconds = self.random.between(5, 60);
+        let long = if seconds % 8 == 0 { 10 } else { 1 };
+        self.cluster.stuck_until = self.now + seconds * long * 1000;
     }
 }

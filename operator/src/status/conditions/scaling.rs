@@ -39,6 +39,7 @@ fn rebalancing(plan: &Plan) -> Verdict {
     for note in &plan.notes {
         match note {
             Note::Rebalancing { message } => return verdict(true, "Moving", message.clone()),
+            Note::RebalanceWaits { message } => return verdict(false, "Waiting", message.clone()),
             Note::RebalanceFails { message } => return verdict(false, "Fails", message.clone()),
             _ => {}
         }
