@@ -98,9 +98,24 @@ pub(super) fn load(load: &crate::observe::Load) -> Load {
     }
 }
 
-/// The hash of the newest template: the one of as many pods as the Deployment says are updated; of several such, the one whose
-/// pod was made last.
+/// The hash of the newest template: that of the ReplicaSet which the Deployment names as its newest; where it names none that has
+/// pods, the one of as many pods as it says are updated, and of several such the one whose pod was made last.
 fn current_template(observed: &Observed) -> Option<&str> {
+    let named = observed.deployment.as_ref().and_then(newest_named);
+    let of_pods = |hash: &&str| observed.pods.iter().any(|pod| pod.template == *hash);
+    named.filter(of_pods).or_else(|| most_likely_template(observed))
+}
+
+/// Its condition Progressing is about its newest ReplicaSet: `ReplicaSet "gw-7d9f4c" has successfully progressed.`
+fn newest_named(deployment: &DeploymentFacts) -> Option<&str> {
+    let mut conditions = deployment.status.conditions.iter().flatten();
+    let progressing = conditions.find(|condition| condition.type_ == "Progressing")?;
+    let (_, quoted) = progressing.message.as_deref()?.split_once(" \"")?;
+    let (name, _) = quoted.split_once('"')?;
+    name.rsplit_once('-').map(|(_, hash)| hash)
+}
+
+fn most_likely_template(observed: &Observed) -> Option<&str> {
     let mut templates: BTreeMap<&str, (i32, Option<jiff::Timestamp>)> = BTreeMap::new();
     for pod in observed.pods.iter().filter(|pod| !pod.template.is_empty()) {
         let entry = templates.entry(&pod.template).or_default();
@@ -114,6 +129,8 @@ fn current_template(observed: &Observed) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::apps::v1::DeploymentCondition;
+
     use super::*;
 
     fn pod(template: &str, created: i64, terminating: bool) -> PodFacts {
@@ -122,8 +139,16 @@ mod tests {
     }
 
     fn check(updated: i32, pods: Vec<PodFacts>, expected: Option<&str>) {
+        check_said(None, updated, pods, expected);
+    }
+
+    fn check_said(progressing: Option<&str>, updated: i32, pods: Vec<PodFacts>, expected: Option<&str>) {
         let mut deployment = DeploymentFacts::default();
         deployment.status.updated_replicas = Some(updated);
+        deployment.status.conditions = progressing.map(|message| {
+            let (type_, message) = ("Progressing".to_owned(), Some(message.to_owned()));
+            vec![DeploymentCondition { type_, message, ..DeploymentCondition::default() }]
+        });
         let observed = Observed { pods, deployment: Some(deployment), ..Observed::default() };
         assert_eq!(current_template(&observed), expected);
     }
@@ -140,6 +165,27 @@ mod tests {
             Some("new"),
         );
         check(2, vec![pod("new", 3, false), pod("new", 4, false), pod("old", 1, true)], Some("new"));
+    }
+
+    #[test]
+    fn the_newest_template_is_the_one_that_the_deployment_names() {
+        // an old pod was evicted and made anew, and there are as many old ones as new ones
+        let pods = || vec![pod("old", 1, false), pod("new", 3, false), pod("new", 3, false), pod("old", 4, false)];
+        check_said(None, 2, pods(), Some("old"));
+        for message in [
+            "ReplicaSet \"plant-a-new\" is progressing.",
+            "ReplicaSet \"plant-a-new\" has successfully progressed.",
+            "ReplicaSet \"plant-a-new\" has timed out progressing.",
+            "Created new replica set \"plant-a-new\"",
+            "Found new replica set \"plant-a-new\"",
+        ] {
+            check_said(Some(message), 2, pods(), Some("new"));
+        }
+        for message in
+            ["", "\"", "Deployment is paused", "Deployment \"plant-a\" is progressing.", "ReplicaSet \"a-gone\" …"]
+        {
+            check_said(Some(message), 2, pods(), Some("old"));
+        }
     }
 
     #[test]
