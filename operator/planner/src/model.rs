@@ -57,6 +57,8 @@ pub struct Deployment {
     pub rolling: bool,
     /// It has not seen yet what it was told last.
     pub behind: bool,
+    /// Pods that it is to have are refused to it: by a quota, or by somebody who is asked.
+    pub refused: bool,
 }
 
 /// One pod.

@@ -6,7 +6,7 @@
 
 use crate::{
     budget::seconds_for,
-    model::{Cause, Drain, Millis, Pod, Rebalanced, State},
+    model::{Cause, Deployment, Drain, Millis, Pod, Rebalanced, State},
     upstream::Upstream,
     view::View,
 };
@@ -35,13 +35,14 @@ pub(crate) fn waits(view: &View<'_>) -> bool {
 /// What a fleet that is uneven waits for, if it is more than time.
 pub(crate) fn waits_for(view: &View<'_>) -> Option<String> {
     let skew = uneven_now(view)?;
-    let (wanted, there) = (view.input.spec.replicas, view.staying_count());
     let why = match sharing(view).find(|pod| !is_counted(pod)) {
         Some(pod) if pod.ready => format!("{} is ready and cannot be asked", pod.name),
         Some(pod) => {
             format!("{} is not ready; it is waited for until it has not been for {} s", pod.name, WAITED_FOR / 1000)
         }
-        None if wanted != there => format!("pods wanted: {wanted}, there: {there}"),
+        None if !are_all_there(view) => {
+            format!("pods wanted: {}, there: {}", view.input.spec.replicas, view.staying_count())
+        }
         None if view.input.upstream != Upstream::Well => "the upstream is throttling or away".to_owned(),
         None => return None,
     };
@@ -71,13 +72,17 @@ pub(crate) fn step(view: &View<'_>, drains: &mut Vec<Drain>) -> Rebalanced {
 
 /// Nothing else is going on, and nothing is about to.
 fn is_calm(view: &View<'_>) -> bool {
-    let settled = view.input.deployment.is_some_and(|deployment| {
-        !deployment.behind
-            && deployment.replicas == view.input.spec.replicas
-            && deployment.replicas == view.staying_count()
-    });
+    let told = |deployment: Deployment| !deployment.behind && deployment.replicas == view.input.spec.replicas;
+    let settled = view.input.deployment.is_some_and(told) && are_all_there(view);
     let well = view.input.upstream == Upstream::Well;
     settled && well && !view.rolling() && view.input.spec.skew_max.is_some() && view.input.spec.per_second > 0
+}
+
+/// As many as can be.
+fn are_all_there(view: &View<'_>) -> bool {
+    let refused = view.input.deployment.is_some_and(|deployment| deployment.refused);
+    let (wanted, there) = (view.input.spec.replicas, view.staying_count());
+    there == wanted || (refused && there < wanted)
 }
 
 fn has_rested(view: &View<'_>, before: Rebalanced) -> bool {

@@ -29,7 +29,7 @@ fn fleet(devices: &[u64]) -> Fleet {
     let names = ('a'..='z').map(String::from);
     Fleet {
         spec: Spec { replicas: count, per_second: 10, self_per_second: 1, drain_timeout: 10 * MINUTE, skew_max: None },
-        deployment: Deployment { replicas: count, running: count, rolling: false, behind: false },
+        deployment: Deployment { replicas: count, running: count, rolling: false, behind: false, refused: false },
         pods: names.zip(devices).map(|(name, devices)| pod(&name, *devices)).collect(),
         drains: Vec::new(),
         rebalanced: Rebalanced::default(),
@@ -506,7 +506,13 @@ fn what_an_uneven_fleet_waits_for_is_said() {
     let mut fourth = fleet(&[60, 60, 0, 0]).pod(3, silent);
     fourth.spec.skew_max = Some(1.2);
     check(fourth, Some("one pod has 60 devices, the mean is 40: d is ready and cannot be asked"));
-    check(uneven.clone().wants(5), Some("one pod has 60 devices, the mean is 40: pods wanted: 5, there: 3"));
+    let mut missing = uneven.clone().wants(5);
+    missing.deployment.replicas = 5;
+    assert_eq!(missing.decide().drains, []);
+    check(missing.clone(), Some("one pod has 60 devices, the mean is 40: pods wanted: 5, there: 3"));
+    missing.deployment.refused = true;
+    assert_eq!(missing.decide().drains.len(), 2, "what cannot be is not waited for");
+    check(missing, None);
     check(
         Fleet { upstream: Upstream::Away, ..uneven },
         Some("one pod has 60 devices, the mean is 40: the upstream is throttling or away"),

@@ -42,11 +42,13 @@ pub(super) fn bounds(scaling: &Scaling) -> Option<Bounds> {
 pub(super) fn deployment(facts: &DeploymentFacts) -> Deployment {
     let status = &facts.status;
     let running = status.replicas.unwrap_or(0);
+    let mut conditions = status.conditions.iter().flatten();
     Deployment {
         replicas: u32::try_from(facts.replicas).unwrap_or(0),
         running: u32::try_from(running).unwrap_or(0),
         rolling: running > 0 && status.updated_replicas.unwrap_or(0) != running,
         behind: status.observed_generation.unwrap_or(0) < facts.generation,
+        refused: conditions.any(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True"),
     }
 }
 
@@ -186,6 +188,21 @@ mod tests {
         {
             check_said(Some(message), 2, pods(), Some("old"));
         }
+    }
+
+    #[test]
+    fn pods_are_refused_where_the_deployment_says_so() {
+        let check = |type_: &str, status: &str, expected: bool| {
+            let mut facts = DeploymentFacts::default();
+            let (type_, status) = (type_.to_owned(), status.to_owned());
+            facts.status.conditions =
+                Some(vec![DeploymentCondition { type_, status, ..DeploymentCondition::default() }]);
+            assert_eq!(deployment(&facts).refused, expected, "{:?}", facts.status.conditions);
+        };
+        check("ReplicaFailure", "True", true);
+        check("ReplicaFailure", "False", false);
+        check("Progressing", "True", false);
+        assert!(!deployment(&DeploymentFacts::default()).refused);
     }
 
     #[test]

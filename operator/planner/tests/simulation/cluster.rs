@@ -141,6 +141,8 @@ pub(crate) struct Cluster {
     pub(crate) stuck_until: Millis,
     /// The next one alone does not before.
     pub(crate) next_stuck_until: Millis,
+    /// A quota refuses the last pod while this holds.
+    pub(crate) refused_until: Millis,
     pub(crate) loud: bool,
 }
 
@@ -164,12 +166,17 @@ impl Cluster {
             share,
             stuck_until: 0,
             next_stuck_until: 0,
+            refused_until: 0,
             loud,
         }
     }
 
     pub(crate) fn is_behind(&self) -> bool {
         self.seen != (self.replicas, self.template)
+    }
+
+    pub(crate) fn is_refused(&self, now: Millis) -> bool {
+        now < self.refused_until && self.alive_count() < self.replicas
     }
 
     fn alive(&self) -> impl Iterator<Item = &SimPod> {
@@ -191,7 +198,8 @@ impl Cluster {
             self.roll(now, grace, random);
         } else {
             let (alive, wanted) = (self.alive_count(), self.replicas);
-            (alive..wanted).for_each(|_| self.create(now, random));
+            let granted = if now < self.refused_until { wanted.saturating_sub(1) } else { wanted };
+            (alive..granted).for_each(|_| self.create(now, random));
             for _ in wanted..alive {
                 let index = self.first_to_go(|_| true).expect("more are alive than wanted");
                 self.stop(index, now, grace);

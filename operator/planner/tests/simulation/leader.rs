@@ -120,6 +120,7 @@ impl Leader {
             running: cluster.alive_count(),
             rolling: cluster.is_rolling(),
             behind: cluster.is_behind(),
+            refused: cluster.is_refused(now),
         };
         self.upstream = upstream::of(pods.iter().filter_map(|pod| pod.load.as_ref()), store.upstream);
         let decision = plan(&Input {

@@ -29,7 +29,7 @@ const REST_FOR: Millis = 90_000;
 const REST_FOR_SCALED: Millis = 300_000;
 /// Who was not heard of for so long says nothing of the upstream.
 const HEARD_OF: Millis = 10_000;
-/// A pod that no node has room for waits so long.
+/// A pod that no node or no quota has room for waits so long.
 const STUCK_FOR: Millis = 1_800_000;
 /// From a pod told to stop to the first order that counts with it: looked at, written, and what others had is a second ago.
 const ORDER_LAG: Millis = 10_000;
@@ -58,7 +58,7 @@ pub(crate) enum Story {
     Rollout,
     /// One scale-up of a fleet that is rebalanced.
     ScaleUp,
-    /// The same, and no node has room for one of the new pods for long.
+    /// The same, and for long no node has room for one of the new pods, or a quota refuses it.
     OneStuck,
     /// All pods are told to stop at once, with about as much time as it takes.
     AllEnd,
@@ -203,7 +203,8 @@ impl World {
     /// The others do not wait for a pod that is not ready for long: they are even, and then nobody is moved any more.
     pub(crate) fn even_beside_the_stuck(&mut self) {
         self.run_for(900_000);
-        assert!(self.cluster.pods.iter().any(|pod| !pod.ready), "none is stuck");
+        let ready = self.cluster.pods.iter().filter(|pod| pod.ready).count() as u32;
+        assert_eq!(ready + 1, self.spec.replicas, "none is stuck");
         assert!(!self.is_uneven(), "uneven beside a pod that is not ready");
         self.judge.let_go_at_rest = 0;
         self.run_for(600_000);
@@ -454,7 +455,10 @@ impl World {
             }
             Story::OneStuck => {
                 self.spec.replicas += self.random.between(2, PODS_MAX) as u32;
-                self.cluster.next_stuck_until = self.now + STUCK_FOR;
+                let until = self.now + STUCK_FOR;
+                let refused = self.random.one_in(2);
+                let why = if refused { &mut self.cluster.refused_until } else { &mut self.cluster.next_stuck_until };
+                *why = until;
                 return;
             }
         }
