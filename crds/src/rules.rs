@@ -251,15 +251,16 @@ pub(crate) fn cpu_share_is_of_a_request() -> Rule {
     )
 }
 
+/// In the last quarter it lets go whom it must, at whatever pace.
 pub(crate) fn pod_drains_in_time() -> Rule {
     rule(
         format!(
             "!has(self.scaling) || !{} || self.scaling.connectionsPerReplica <= self.reconnects.perSecond * \
-             duration(self.reconnects.drainTimeout).getSeconds()",
+             (duration(self.reconnects.drainTimeout).getSeconds() * 3 / 4)",
             is_time("self.reconnects.drainTimeout")
         ),
         ".reconnects",
-        "a pod with scaling.connectionsPerReplica connections cannot be drained in drainTimeout at perSecond: raise one of them",
+        "a pod with scaling.connectionsPerReplica connections cannot be drained in three quarters of drainTimeout at perSecond: raise one of them",
     )
 }
 

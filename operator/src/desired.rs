@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     config::{FILE as CONFIG_FILE, drain_per_second as self_drain_per_second, hash as config_hash},
-    workload::{ADMIN_PORT, MIN_READY_S},
+    workload::{ADMIN_PORT, GRACE_MARGIN_S, MIN_READY_S},
 };
 use crate::{
     names,
@@ -174,13 +174,13 @@ pub fn tls_listeners(config_in_force: Option<&str>) -> Vec<String> {
 struct Choice {
     /// The spec's, if a gateway would take it.
     wanted: Option<Checked>,
-    /// The one to apply: the spec's, or the last good one; none if neither will do.
+    /// The one to apply: the spec's, or the last good one with the budget of the spec; none if neither will do.
     in_force: Option<Checked>,
     problems: Vec<Problem>,
 }
 
 fn choose(context: &Context<'_>) -> Result<Choice, Invalid> {
-    let last_good = config::in_force(context.observed);
+    let last_good = config::last_good(context);
     let wanted = match (config::wanted(context), last_good.is_some()) {
         (Ok(wanted), _) => wanted,
         (Err(invalid), false) => return Err(invalid),

@@ -188,6 +188,8 @@ pub struct PodFacts {
     pub deletion_cost: Option<i32>,
     /// It was told to stop.
     pub terminating: bool,
+    /// When it was told to stop, if it was.
+    pub told: Option<Timestamp>,
     /// When it will be killed, if it was told to stop.
     pub ends: Option<Timestamp>,
     /// Why it does not run, if it does not: reason and message of its container or of its scheduling.
@@ -210,6 +212,8 @@ pub struct Load {
     pub age_s: i64,
     /// Why its upstream connections fail, if they do.
     pub upstream_failing: Option<String>,
+    /// It has no upstream connection, and none that failed: it knows nothing of the upstream.
+    pub upstream_unknown: bool,
     /// The upstream takes less than it is sent.
     pub upstream_throttled: bool,
     /// Whom it lets go, by whose order ever.

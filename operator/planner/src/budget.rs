@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    drains::{GRACE_BEYOND, late_at},
+    drains::late_at,
     model::{Cause, Drain, Load, Millis, Order, Pod, State},
     view::{FRESH, View},
 };
@@ -397,7 +397,7 @@ fn late<'a>(view: &View<'a>) -> BTreeMap<&'a str, u32> {
         let left = devices.min((before + devices).saturating_sub(served));
         before += devices;
         // what is given to others because it goes more slowly now, they have when it has done so for a while
-        let time = pod.ends.unwrap_or(now) - GRACE_BEYOND - STEP - late_at.max(now);
+        let time = pod.ends.unwrap_or(now) - STEP - late_at.max(now);
         let rate = left.saturating_mul(1000).div_ceil(time.max(WINDOW).cast_unsigned());
         rates.insert(pod.name.as_str(), u32::try_from(rate).unwrap_or(u32::MAX));
     }
@@ -408,7 +408,7 @@ fn late<'a>(view: &View<'a>) -> BTreeMap<&'a str, u32> {
 /// When it is late, and its devices.
 fn ending<'a>(view: &View<'a>, pod: &'a Pod) -> Option<(Millis, &'a Pod, u64)> {
     let devices = pod.devices().filter(|devices| *devices > 0)?;
-    Some((late_at(view, pod.ends? - GRACE_BEYOND), pod, devices))
+    Some((late_at(view, pod.ends?), pod, devices))
 }
 
 /// Equal parts for the first few of the queue, whole numbers, the rest to the first.

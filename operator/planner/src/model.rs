@@ -24,6 +24,8 @@ pub struct Input<'a> {
     pub drains: &'a [Drain],
     /// How the last rebalance ended, as it is persisted.
     pub rebalanced: Rebalanced,
+    /// How the fleet gets on with the upstream: [`crate::upstream::of`].
+    pub upstream: Upstream,
     /// What this leader ordered so far.
     pub ledger: &'a Ledger,
 }
@@ -54,6 +56,8 @@ pub struct Deployment {
     pub rolling: bool,
     /// It has not seen yet what it was told last.
     pub behind: bool,
+    /// Pods that it is to have are refused to it: by a quota, or by somebody who is asked.
+    pub refused: bool,
 }
 
 /// One pod.
@@ -67,7 +71,8 @@ pub struct Pod {
     pub ready: bool,
     /// When `ready` became what it is.
     pub ready_changed: Millis,
-    /// It was told to stop: when it will be killed.
+    /// It was told to stop: when its own time to let devices go is over, which is [`Spec::drain_timeout`] after that. It is
+    /// killed later, when it had time to settle and to end.
     pub ends: Option<Millis>,
     /// Its template is not the newest.
     pub outdated: bool,
@@ -84,8 +89,8 @@ pub struct Load {
     pub connections: u64,
     /// How long ago it said so.
     pub age: Millis,
-    /// How it gets on with the upstream.
-    pub upstream: Upstream,
+    /// How it gets on with the upstream; `None`: it has no need of it, and knows nothing.
+    pub upstream: Option<Upstream>,
     /// What it is letting go, whoever ordered it.
     pub drain: Option<Ordered>,
     /// Devices that it lets go per second, or is about to, because the upstream did nothing for them for too long; 0: none.

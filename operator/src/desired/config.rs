@@ -27,11 +27,17 @@ pub(super) fn wanted(context: &Context<'_>) -> Result<Checked, Invalid> {
         tls: Some(AdminTls { secret_name: control.clone(), client_ca_secret_name: control }),
     };
     let mut config = spec.gateway_config(Some(serving_secret(context)), admin);
+    follow_budget(&mut config, context);
+    let settings = config.check().map_err(Invalid)?;
+    Ok(Checked { config, settings })
+}
+
+/// Pods that go alone keep to the budget that the planner reckons with.
+fn follow_budget(config: &mut GatewayConfig, context: &Context<'_>) {
+    let spec = &context.gateway.spec;
     config.limits.drain_per_second = Some(Rate(drain_per_second(spec, context.observed.pods.len())));
     config.limits.drain_alone_after = Some(Quantity(drain_alone_after(context.installation.lease_seconds)));
     config.limits.drain_timeout = Some(spec.reconnects.drain_timeout.clone());
-    let settings = config.check().map_err(Invalid)?;
-    Ok(Checked { config, settings })
 }
 
 /// One pod's share of the budget where nobody coordinates them; `pods` is how many there are.
@@ -57,6 +63,15 @@ pub(super) fn in_force(observed: &Observed) -> Option<Checked> {
     let config = GatewayConfig::parse(observed.config_in_force.as_deref()?).ok()?;
     let settings = config.check().ok()?;
     Some(Checked { config, settings })
+}
+
+/// The same, but for the budget, which follows the spec whatever else of it cannot be followed.
+pub(super) fn last_good(context: &Context<'_>) -> Option<Checked> {
+    let before = in_force(context.observed)?;
+    let mut config = before.config.clone();
+    follow_budget(&mut config, context);
+    let settings = config.check();
+    Some(settings.map_or(before, |settings| Checked { config, settings }))
 }
 
 /// What is wrong with the Secrets that users make.

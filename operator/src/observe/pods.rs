@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::{
+    api::core::v1::{ContainerStatus, Pod, PodStatus},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 
 use super::PodFacts;
 use crate::{names, observe::mirror::Name, orders};
@@ -44,6 +48,7 @@ pub fn seen(pod: &Pod) -> SeenPod {
             template: label("pod-template-hash").unwrap_or_default(),
             deletion_cost: annotation(orders::DELETION_COST).and_then(|cost| cost.parse().ok()),
             terminating: metadata.deletion_timestamp.is_some(),
+            told: told(metadata),
             ends: metadata.deletion_timestamp.as_ref().map(|time| time.0),
             trouble: trouble(&status),
             ..PodFacts::default()
@@ -52,6 +57,12 @@ pub fn seen(pod: &Pod) -> SeenPod {
         address: status.pod_ip.as_ref().and_then(|address| address.parse().ok()),
         ports: ports(pod),
     }
+}
+
+/// When it was told to stop: what is written is when that, and its grace with it, will be over.
+fn told(metadata: &ObjectMeta) -> Option<Timestamp> {
+    let grace = SignedDuration::from_secs(metadata.deletion_grace_period_seconds?);
+    metadata.deletion_timestamp.as_ref()?.0.checked_sub(grace).ok()
 }
 
 fn ports(pod: &Pod) -> BTreeMap<String, u16> {
@@ -152,6 +163,24 @@ mod tests {
         assert!(seen.facts.ready && !seen.facts.terminating);
         assert_eq!(seen.address, Some(IpAddr::from([10, 0, 0, 7])));
         assert!(!pod(&json!({"conditions": [{"type": "Ready", "status": "False"}]})).facts.ready);
+    }
+
+    #[test]
+    fn when_a_pod_was_told_to_stop_is_its_grace_before_it_is_killed() {
+        let check = |metadata: &Value, expected: (bool, Option<&str>, Option<&str>)| {
+            let pod = json!({"metadata": metadata});
+            let facts = seen(&serde_json::from_value(pod).expect("it is a pod")).facts;
+            let time = |time: &str| time.parse::<Timestamp>().expect("it is a time");
+            let (told, ends) = (expected.1.map(time), expected.2.map(time));
+            assert_eq!((facts.terminating, facts.told, facts.ends), (expected.0, told, ends), "{metadata}");
+        };
+        check(&json!({"name": "gw-0"}), (false, None, None));
+        let at = "2026-11-21T12:07:10Z";
+        check(&json!({"deletionTimestamp": at}), (true, None, Some(at)));
+        check(
+            &json!({"deletionTimestamp": at, "deletionGracePeriodSeconds": 430}),
+            (true, Some("2026-11-21T12:00:00Z"), Some(at)),
+        );
     }
 
     #[test]

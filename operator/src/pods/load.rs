@@ -47,6 +47,9 @@ pub struct Load {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Upstream {
+    /// A connection is open; absent in gateways that do not say so.
+    #[serde(default)]
+    pub connected: Option<bool>,
     /// Why its connections fail, if they do.
     #[serde(default)]
     pub failing: Option<String>,
@@ -180,7 +183,7 @@ mod tests {
     fn answer() -> Value {
         json!({
             "connections": 3, "handshaking": 1, "connectsTotal": 10, "messagesTotal": 99, "letGoTotal": 2, "ready": true,
-            "upstream": {"failing": null, "throttled": false},
+            "upstream": {"connected": true, "failing": null, "throttled": false},
             "config": {"inForce": "00ff", "problem": null, "needsRestart": ["listeners"]},
             "secretsProblem": null,
             "drain": {"cause": "ScaleIn", "epoch": 7, "state": "Paused", "perSecond": 2.5, "downTo": 1, "remaining": 2, "letGo": 2},

@@ -249,9 +249,10 @@ fn silence(observed: &Observed) -> String {
     first.map(|(pod, why)| format!("; {pod}: {why}")).unwrap_or_default()
 }
 
-/// If no pod that could be asked reaches the upstream, no message arrives.
+/// If no pod that wants the upstream reaches it, no message arrives.
 fn upstream_trouble(observed: &Observed) -> Option<String> {
-    let loads: Vec<_> = observed.pods.iter().filter_map(|pod| pod.load.as_ref()).collect();
+    let loads: Vec<_> =
+        observed.pods.iter().filter_map(|pod| pod.load.as_ref()).filter(|load| !load.upstream_unknown).collect();
     let first = loads.iter().find_map(|load| load.upstream_failing.as_ref())?;
     let all = loads.iter().all(|load| load.upstream_failing.is_some());
     all.then(|| format!("no pod reaches the upstream: {first}; {UPSTREAM_ADVICE}"))

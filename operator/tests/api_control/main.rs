@@ -22,8 +22,8 @@ use serde_json::{Value, json};
 
 use self::pretend::Pretend;
 use self::support::{
-    Operator, QUIET, at_rest, condition, declare, events, find, kind, pair, same, secret, spec, story,
-    until, writes, writes_at_rest,
+    Operator, QUIET, at_rest, condition, declare, events, find, kind, pair, same, secret, spec, story, until, writes,
+    writes_at_rest,
 };
 
 const MADE: [(&str, &str); 12] = [

@@ -170,7 +170,7 @@ impl Gateway {
         self.drain.is_ready()
     }
 
-    pub(crate) fn load(&self, now: Millis, upstream: Upstream) -> Load {
+    pub(crate) fn load(&self, now: Millis, upstream: Option<Upstream>) -> Load {
         let drain = self.drain.report(self.counts(), at(now)).map(|report| Ordered {
             cause: cause(report.cause),
             epoch: report.epoch,

@@ -30,6 +30,8 @@ pub(crate) struct Tally {
     pub(crate) beyond: u64,
     pub(crate) by_fault: u64,
     pub(crate) rests_with_autoscaler: u64,
+    pub(crate) held_without_a_word: u64,
+    pub(crate) held_beside_idle: u64,
     pub(crate) seconds_above_by_parts: u64,
     pub(crate) authorities: u64,
     pub(crate) lost_to_faults: u64,
@@ -59,6 +61,8 @@ impl Tally {
         self.beyond += other.beyond;
         self.by_fault += other.by_fault;
         self.rests_with_autoscaler += other.rests_with_autoscaler;
+        self.held_without_a_word += other.held_without_a_word;
+        self.held_beside_idle += other.held_beside_idle;
         self.seconds_above_by_parts += other.seconds_above_by_parts;
         self.authorities += other.authorities;
         self.lost_to_faults += other.lost_to_faults;
@@ -86,6 +90,8 @@ impl Tally {
             ("in parts", self.in_parts),
             ("late by a fault", self.by_fault),
             ("rests with an autoscaler", self.rests_with_autoscaler),
+            ("held without a word of the upstream", self.held_without_a_word),
+            ("held beside a pod that knows nothing of the upstream", self.held_beside_idle),
             ("authorities", self.authorities),
             ("lost to faults", self.lost_to_faults),
             ("removed empty", self.removed_empty),
@@ -143,7 +149,9 @@ impl Judge {
 
     /// Not for little, not soon after the last, and not while new pods fill by themselves.
     pub(crate) fn rebalance_begins(now: Millis, skew_max: Option<f64>, pods: &[Pod], before: Rebalanced) {
-        let staying = || pods.iter().filter(|pod| pod.ends.is_none());
+        let staying = || pods.iter().filter(|pod| pod.ends.is_none() && pod.ready);
+        let gone = |pod: &Pod| pod.ends.is_some() || pod.ready || now - pod.ready_changed >= 120_000;
+        assert!(pods.iter().all(gone), "rebalanced at {now} while a pod may be ready soon");
         let devices = |pod: &Pod| pod.load.as_ref().map_or(0, |load| load.connections) as f64;
         let most = staying().map(devices).fold(0.0, f64::max);
         let mean = staying().map(devices).sum::<f64>() / staying().count() as f64;

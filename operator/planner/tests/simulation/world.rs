@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use planner::{
-    Millis, Spec,
+    Load, Millis, Spec,
     autoscale::{Bounds, History},
     budget::{alone_after, alone_share},
     upstream::{self, Upstream},
@@ -29,6 +29,10 @@ const REST_MAX: Millis = 3_600_000;
 const REST_FOR: Millis = 90_000;
 /// The same where the number of pods follows the connections: for several of the autoscaler's steps down.
 const REST_FOR_SCALED: Millis = 300_000;
+/// Who was not heard of for so long says nothing of the upstream.
+const HEARD_OF: Millis = 10_000;
+/// A pod that no node or no quota has room for waits so long.
+const STUCK_FOR: Millis = 1_800_000;
 /// From a pod told to stop to the first order that counts with it: looked at, written, and what others had is a second ago.
 const ORDER_LAG: Millis = 10_000;
 
@@ -56,6 +60,8 @@ pub(crate) enum Story {
     Rollout,
     /// One scale-up of a fleet that is rebalanced.
     ScaleUp,
+    /// The same, and for long no node has room for one of the new pods, or a quota refuses it.
+    OneStuck,
     /// All pods are told to stop at once, with about as much time as it takes.
     AllEnd,
 }
@@ -65,6 +71,7 @@ impl Script {
     pub(crate) const GENTLE: Self = Self { faults: false, mortal_leaders: false, ..Self::ROUGH };
     pub(crate) const ROLLOUT: Self = Self { story: Story::Rollout, ..Self::GENTLE };
     pub(crate) const ALL_END: Self = Self { story: Story::AllEnd, ..Self::GENTLE };
+    pub(crate) const ONE_STUCK: Self = Self { story: Story::OneStuck, ..Self::GENTLE };
     pub(crate) const SCALE_UP: Self = Self { story: Story::ScaleUp, ..Self::GENTLE };
 }
 
@@ -86,6 +93,8 @@ pub(crate) struct World {
     now: Millis,
     random: Random,
     spec: Spec,
+    /// What pods have beyond their own time, to settle and to end.
+    grace_beyond: Millis,
     cluster: Cluster,
     store: Store,
     leader: Option<Leader>,
@@ -101,6 +110,8 @@ pub(crate) struct World {
     away_since: Option<Millis>,
     /// How long devices stay while it is away; `None`: for ever.
     outage_max: Option<Millis>,
+    /// Since when it is so.
+    upstream_since: Millis,
     autoscaler: Option<(Bounds, History)>,
     /// The budget that pods which end were last reckoned with.
     reckoned_with: u32,
@@ -122,10 +133,11 @@ impl World {
             skew_max: match script.story {
                 Story::Mixed => random.one_in(2).then_some(1.3),
                 Story::Rollout | Story::AllEnd => None,
-                Story::ScaleUp => Some(1.15),
+                Story::ScaleUp | Story::OneStuck => Some(1.15),
             },
         };
-        let devices_most = if matches!(script.story, Story::ScaleUp | Story::AllEnd) { (300, 900) } else { (10, 240) };
+        let many = matches!(script.story, Story::ScaleUp | Story::OneStuck | Story::AllEnd);
+        let devices_most = if many { (300, 900) } else { (10, 240) };
         let devices = vec![Device::default(); random.between(devices_most.0, devices_most.1) as usize];
         let all = (0..devices.len() as u32).collect();
         let autoscaler = (script.story == Story::Mixed && random.one_in(4)).then(|| {
@@ -139,6 +151,7 @@ impl World {
             now: 1_000_000,
             random,
             spec,
+            grace_beyond: [10_000, 35_000, 310_000][(seed % 3) as usize],
             cluster,
             store: Store::default(),
             leader: None,
@@ -151,6 +164,7 @@ impl World {
             upstream: Upstream::Well,
             away_since: None,
             outage_max: outage_max(seed).filter(|_| script.faults),
+            upstream_since: 0,
             autoscaler,
             reckoned_with: per_second,
             troubled_until: 0,
@@ -199,6 +213,26 @@ impl World {
         self.judge.tally.rebalances_failed += u64::from(self.store.rebalanced.failures);
     }
 
+    /// The others do not wait for a pod that is not ready for long: they are even, and then nobody is moved any more.
+    pub(crate) fn even_beside_the_stuck(&mut self) {
+        self.run_for(900_000);
+        let ready = self.cluster.pods.iter().filter(|pod| pod.ready).count() as u32;
+        assert_eq!(ready + 1, self.spec.replicas, "none is stuck");
+        assert!(!self.is_uneven(), "uneven beside a pod that is not ready");
+        self.judge.let_go_at_rest = 0;
+        self.run_for(600_000);
+        assert_eq!(self.judge.let_go_at_rest, 0, "devices are moved again and again beside a pod that is not ready");
+    }
+
+    /// Pods that are ready hold more than is tolerated above their mean.
+    fn is_uneven(&self) -> bool {
+        let ready = self.cluster.pods.iter().filter(|pod| pod.ready);
+        let counts: Vec<usize> = ready.map(|pod| pod.gateway.devices.len()).collect();
+        let mean = counts.iter().sum::<usize>() as f64 / counts.len().max(1) as f64;
+        let most = counts.iter().copied().max().unwrap_or(0) as f64;
+        self.spec.skew_max.is_some_and(|max| most > mean * max && most - mean >= 5.0)
+    }
+
     /// After a rebalance a few devices come to the fullest pod, up to half of what is tolerated above the mean, as far as there
     /// is room: nobody is moved for them. Gives how many; that there is room is what the rebalance left.
     pub(crate) fn a_few_come_to_the_fullest(&mut self) -> usize {
@@ -223,9 +257,6 @@ impl World {
     fn what_is_wrong(&self) -> Option<String> {
         let settled = self.cluster.pods.iter().all(|pod| pod.ends.is_none() && pod.ready && pod.cost.is_none());
         let counts: Vec<usize> = self.cluster.pods.iter().map(|pod| pod.gateway.devices.len()).collect();
-        let mean = counts.iter().sum::<usize>() as f64 / counts.len().max(1) as f64;
-        let most = counts.iter().copied().max().unwrap_or(0) as f64;
-        let uneven = self.spec.skew_max.is_some_and(|max| most > mean * max && most - mean >= 5.0);
         match () {
             () if self.leader.as_ref().is_none_or(|leader| leader.is_busy) => Some("the leader is busy".to_owned()),
             () if !self.store.drains.is_empty() => Some(format!("drains: {:?}", self.store.drains)),
@@ -234,7 +265,7 @@ impl World {
             () if self.cluster.pods.iter().any(|pod| !pod.gateway.distrusted.is_empty()) => {
                 Some("a device is not trusted".to_owned())
             }
-            () if uneven => Some(format!("uneven: {counts:?}")),
+            () if self.is_uneven() => Some(format!("uneven: {counts:?}")),
             () => None,
         }
     }
@@ -298,7 +329,7 @@ impl World {
     }
 
     fn grace(&self) -> Grace {
-        Grace { drain_timeout: self.spec.drain_timeout }
+        Grace { drain_timeout: self.spec.drain_timeout, beyond: self.grace_beyond }
     }
 
     /// A pod that is removed because fewer are wanted is empty, unless its time was up or nobody could know.
@@ -380,7 +411,7 @@ impl World {
         let now = self.now;
         let was = |until: Millis| until > 0 && now < until + RECOVERS;
         let drains = pod.ends.is_some()
-            || pod.gateway.load(now, self.upstream).drain.is_some()
+            || pod.gateway.load(now, Some(self.upstream)).drain.is_some()
             || self.store.drains.iter().any(|drain| drain.pod == pod.name);
         was(pod.lies_until) || was(pod.blinks_until) || (pod.is_out_of_order(now) && drains)
     }
@@ -424,17 +455,21 @@ impl World {
         }
         let Some((bounds, history)) = &mut self.autoscaler else { return };
         let connections = self.cluster.pods.iter().map(|pod| pod.gateway.devices.len() as u64).sum();
-        let told = upstream::reported(connections, self.upstream, self.spec.replicas, Some(bounds.target), None);
+        let loads: Vec<Load> = self.cluster.pods.iter().filter_map(|pod| pod.said(self.now)).collect();
+        let found = upstream::of(loads.iter(), self.store.upstream);
+        let told = upstream::reported(connections, found, self.spec.replicas, Some(bounds.target), None);
         let wanted = history.step(bounds, told, self.spec.replicas, self.now).unwrap_or(self.spec.replicas);
-        assert!(
-            self.upstream == Upstream::Well || wanted <= self.spec.replicas,
-            "scaled out while the upstream throttles"
-        );
+        let says = loads.iter().any(|load| load.age <= HEARD_OF && load.upstream.is_some());
+        let known = self.now - self.upstream_since > HEARD_OF && (says || self.store.upstream != Upstream::Well);
+        let throttles = known && self.upstream != Upstream::Well;
+        assert!(!throttles || wanted <= self.spec.replicas, "scaled out while the upstream throttles");
+        self.judge.tally.held_without_a_word += u64::from(throttles && !says);
+        self.judge.tally.held_beside_idle += u64::from(throttles && loads.iter().any(|load| load.upstream.is_none()));
         self.spec.replicas = wanted;
     }
 
     fn set_upstream(&mut self, upstream: Upstream) {
-        self.upstream = upstream;
+        (self.upstream, self.upstream_since) = (upstream, self.now);
         self.away_since = (upstream == Upstream::Away).then(|| self.away_since.unwrap_or(self.now));
     }
 
@@ -445,6 +480,14 @@ impl World {
             Story::AllEnd => return self.all_end(),
             Story::ScaleUp => {
                 self.spec.replicas += self.random.between(1, PODS_MAX) as u32;
+                return;
+            }
+            Story::OneStuck => {
+                self.spec.replicas += self.random.between(2, PODS_MAX) as u32;
+                let until = self.now + STUCK_FOR;
+                let refused = self.random.one_in(2);
+                let why = if refused { &mut self.cluster.refused_until } else { &mut self.cluster.next_stuck_until };
+                *why = until;
                 return;
             }
         }
@@ -591,7 +634,9 @@ impl World {
     }
 
     fn new_pods_get_stuck(&mut self) {
-        self.cluster.stuck_until = self.now + self.random.between(5, 60) * 1000;
+        let seconds = self.random.between(5, 60);
+        let long = if seconds % 8 == 0 { 10 } else { 1 };
+        self.cluster.stuck_until = self.now + seconds * long * 1000;
     }
 }
 
