@@ -234,7 +234,7 @@ pub struct Pod {
     pub resources: Option<ResourceRequirements>,
     /// Labels of the pods, beside the operator's.
     #[serde(default, skip_serializing_if = "is_default")]
-    #[x_kube(validation = rules::labels_are_not_ours(), validation = rules::keys_are_names())]
+    #[x_kube(validation = rules::labels_are_not_ours(), validation = rules::keys_are_labels())]
     pub labels: BTreeMap<String, String>,
     /// Annotations of the pods, beside the operator's.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -242,11 +242,10 @@ pub struct Pod {
     pub annotations: BTreeMap<String, String>,
     /// Labels that nodes must have.
     #[serde(default, skip_serializing_if = "is_default")]
-    #[x_kube(validation = rules::keys_are_names())]
+    #[x_kube(validation = rules::keys_are_labels())]
     pub node_selector: BTreeMap<String, String>,
     /// Taints of nodes to put up with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[x_kube(validation = rules::tolerations_are_whole(), validation = rules::only_no_execute_waits())]
     pub tolerations: Vec<Toleration>,
     /// Which nodes, and beside which pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -14,6 +14,11 @@ pub fn definition() -> CustomResourceDefinition {
     let mut crd = serde_json::to_value(ProtocolGateway::crd()).expect("a definition is JSON");
     let schema = crd.pointer_mut("/spec/versions/0/schema/openAPIV3Schema").expect("the derive writes a schema");
     tidy(schema);
+    // pods have no resourceClaims that they could name
+    schema
+        .pointer_mut("/properties/spec/properties/pod/properties/resources/properties")
+        .and_then(Value::as_object_mut)
+        .and_then(|resources| resources.remove("claims"));
     // stored, it would stand beside the secretName or certManager that a user applies later, and one excludes the others:
     // what is absent is selfSigned when it is read
     schema

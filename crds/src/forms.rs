@@ -3,11 +3,13 @@
 //! Numbers, lengths and sizes of lists become schema; what needs words becomes a CEL rule with a message. The ranges of the
 //! gateway half are those of `GatewayConfig::check`: a test walks this table and compares.
 
+mod placement;
 mod table;
 
 use serde_json::{Map, Value, json};
 
 use self::table::FIELDS;
+use crate::rules;
 
 /// One row: `path` below the spec (`[]` any element, `{}` any value of a map), and what stands there.
 pub(crate) struct Field {
@@ -29,6 +31,12 @@ pub(crate) enum Form {
     Size(&'static str, &'static str),
     /// Text of so many characters that a CEL expression finds right.
     Text { length: (u64, u64), cel: &'static str, message: &'static str },
+    /// One of these texts.
+    Choice(&'static [&'static str]),
+    /// Key of a label, of at least so many characters.
+    LabelKey(u64),
+    /// Whatever it is, a CEL expression finds it right; another row says its form.
+    Rule { cel: &'static str, message: &'static str },
     /// List of so many elements.
     List(u64, u64),
     /// List of so many elements, told apart by this field.
@@ -37,6 +45,8 @@ pub(crate) enum Form {
     Set(u64, u64),
     /// Map of at most so many entries.
     Map(u64),
+    /// Labels, at most so many.
+    Labels(u64),
     /// Quantity of Kubernetes, as `500m` or `1Gi`.
     KubernetesQuantity,
 }
@@ -65,9 +75,17 @@ pub(crate) fn bytes(expression: &str) -> String {
 /// If a path of the table is not in the schema.
 pub(crate) fn apply(spec: &mut Value) {
     for field in FIELDS {
-        let node = at(spec, field.path).unwrap_or_else(|| panic!("{} is in the schema", field.path));
-        write(node, field);
+        set(spec, field.path, field);
     }
+    for (place, fields) in placement::places() {
+        for field in fields {
+            set(spec, &format!("{place}{}", field.path), field);
+        }
+    }
+}
+
+fn set(spec: &mut Value, path: &str, field: &Field) {
+    write(at(spec, path).unwrap_or_else(|| panic!("{path} is in the schema")), field);
 }
 
 fn at<'a>(schema: &'a mut Value, path: &str) -> Option<&'a mut Map<String, Value>> {
@@ -120,6 +138,21 @@ fn write(node: &mut Map<String, Value>, field: &Field) {
             }
             String::new()
         }
+        Form::Choice(values) => {
+            set("enum", json!(values));
+            String::new()
+        }
+        Form::LabelKey(min) => {
+            set("minLength", json!(min));
+            set("maxLength", json!(317));
+            let empty = if *min == 0 { "self == '' || " } else { "" };
+            add_rule(node, &format!("{empty}self.matches('{}')", rules::LABEL_KEY), rules::LABEL_KEY_MESSAGE);
+            String::new()
+        }
+        Form::Rule { cel, message } => {
+            add_rule(node, cel, message);
+            String::new()
+        }
         Form::List(min, max) => {
             list(node, *min, *max);
             String::new()
@@ -137,6 +170,11 @@ fn write(node: &mut Map<String, Value>, field: &Field) {
         }
         Form::Map(max) => {
             set("maxProperties", json!(max));
+            String::new()
+        }
+        Form::Labels(max) => {
+            set("maxProperties", json!(max));
+            add_rule(node, &rules::label_keys(), rules::LABEL_KEY_MESSAGE);
             String::new()
         }
         Form::KubernetesQuantity => {

@@ -6,9 +6,17 @@ use kube::core::Rule;
 
 use crate::forms::{bytes, is_size, is_time};
 
-/// CEL: a key of labels or annotations.
-pub(crate) const KEY: &str =
+/// CEL: a key of annotations.
+const ANNOTATION_KEY: &str =
     "^([A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
+
+/// CEL: a key of labels. Annotations take capitals in a domain, labels do not.
+pub(crate) const LABEL_KEY: &str = "^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?\
+                                    [A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
+
+/// What [`LABEL_KEY`] wants.
+pub(crate) const LABEL_KEY_MESSAGE: &str = "write keys of at most 63 letters, digits, '-', '_' and '.', with a letter or digit at both \
+     ends, and before them, if anything, a domain in lower case and '/', as in example.com/team";
 
 /// CEL: the field is there. `path` is below the spec.
 fn has(path: &str) -> String {
@@ -243,15 +251,16 @@ pub(crate) fn cpu_share_is_of_a_request() -> Rule {
     )
 }
 
+/// In the last quarter it lets go whom it must, at whatever pace.
 pub(crate) fn pod_drains_in_time() -> Rule {
     rule(
         format!(
             "!has(self.scaling) || !{} || self.scaling.connectionsPerReplica <= self.reconnects.perSecond * \
-             duration(self.reconnects.drainTimeout).getSeconds()",
+             (duration(self.reconnects.drainTimeout).getSeconds() * 3 / 4)",
             is_time("self.reconnects.drainTimeout")
         ),
         ".reconnects",
-        "a pod with scaling.connectionsPerReplica connections cannot be drained in drainTimeout at perSecond: raise one of them",
+        "a pod with scaling.connectionsPerReplica connections cannot be drained in three quarters of drainTimeout at perSecond: raise one of them",
     )
 }
 
@@ -309,14 +318,24 @@ pub(crate) fn node_ports_are_unique() -> Rule {
     )
 }
 
-/// A key of labels or annotations, as Kubernetes writes them.
+/// Of annotations.
 pub(crate) fn keys_are_names() -> Rule {
     rule(
-        format!("self.all(key, key.matches('{KEY}'))"),
+        format!("self.all(key, key.matches('{ANNOTATION_KEY}'))"),
         "",
         "write keys of at most 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends, and before them, if \
          anything, a domain and '/', as in example.com/team",
     )
+}
+
+/// Of labels.
+pub(crate) fn keys_are_labels() -> Rule {
+    rule(label_keys(), "", LABEL_KEY_MESSAGE)
+}
+
+/// CEL: the keys of a map are those of labels.
+pub(crate) fn label_keys() -> String {
+    format!("self.all(key, key.matches('{LABEL_KEY}'))")
 }
 
 pub(crate) fn resources_are_known() -> Rule {
@@ -343,24 +362,6 @@ pub(crate) fn requests_fit_limits() -> Rule {
         format!("!has(self.limits) || !has(self.requests) || ({all})"),
         "",
         "a pod is given no more than its limits: lower requests or raise limits",
-    )
-}
-
-pub(crate) fn tolerations_are_whole() -> Rule {
-    rule(
-        "self.all(t, has(t.operator) && t.operator == 'Exists' ? (!has(t.value) || t.value == '') : (has(t.key) && t.key != \
-         ''))",
-        "",
-        "a toleration has a key, and a value if its operator is Equal; with operator Exists leave the value out, and the key \
-         out for all taints",
-    )
-}
-
-pub(crate) fn only_no_execute_waits() -> Rule {
-    rule(
-        "self.all(t, !has(t.tolerationSeconds) || (has(t.effect) && t.effect == 'NoExecute'))",
-        "",
-        "tolerationSeconds is for effect NoExecute: write that effect, or leave the seconds out",
     )
 }
 

@@ -1,6 +1,8 @@
 //! What the API server says to specs: the table `specs.yaml`, judged by the definition's schema and rules.
 
 mod support;
+#[path = "specs/texts.rs"]
+mod texts;
 
 use crds::ProtocolGateway;
 use gateway_core::config::{Admin, ConfigError};
@@ -92,6 +94,61 @@ fn every_field_is_described() {
     });
     assert_eq!(silent, Vec::<String>::new(), "of {fields} fields");
     assert!(fields >= 250, "{fields} fields were looked at");
+}
+
+/// Texts of which nothing but the length is judged, and why.
+const FREE_TEXT: [(&str, &str); 3] = [
+    (".authentication.sas.enrollmentGroups[].name", "the provisioning service's word, which only its keys prove"),
+    (".service.annotations{}", "whatever a load balancer reads"),
+    (".pod.annotations{}", "whatever somebody reads of pods"),
+];
+
+/// Maps whose keys a rule above them judges.
+const KEYS_JUDGED_ABOVE: [&str; 3] = [".service.nodePorts", ".pod.resources.limits", ".pod.resources.requests"];
+
+#[test]
+fn every_field_of_a_spec_is_bounded_and_its_nonsense_is_refused() {
+    let server = ApiServer::new();
+    let (mut fields, mut open) = (0, Vec::new());
+    walk(&server.schema()["properties"]["spec"], "", &mut |path: &str, schema: &Value| {
+        fields += 1;
+        if !is_bounded(path, schema) {
+            open.push(path.to_owned());
+        }
+    });
+    assert_eq!(open, Vec::<String>::new(), "of {fields} fields");
+    assert!(fields >= 300, "{fields} fields were looked at");
+}
+
+/// Whether not any value of its type may stand there.
+fn is_bounded(path: &str, schema: &Value) -> bool {
+    let has = |key: &str| !schema[key].is_null();
+    let judged = has("x-kubernetes-validations");
+    match schema["type"].as_str() {
+        Some("boolean") => true,
+        Some("integer" | "number") => has("minimum") && has("maximum"),
+        Some("string") => {
+            has("enum") || (has("maxLength") && (judged || FREE_TEXT.iter().any(|(free, _)| *free == path)))
+        }
+        Some("array") => has("maxItems"),
+        Some("object") if has("additionalProperties") => {
+            has("maxProperties") && (judged || KEYS_JUDGED_ABOVE.contains(&path))
+        }
+        Some("object") => has("properties"),
+        _ => judged,
+    }
+}
+
+#[test]
+fn what_is_said_to_be_free_text_is_there_and_free() {
+    let server = ApiServer::new();
+    let mut found = std::collections::BTreeMap::new();
+    walk(&server.schema()["properties"]["spec"], "", &mut |path: &str, schema: &Value| {
+        found.insert(path.to_owned(), schema["x-kubernetes-validations"].is_null());
+    });
+    for path in FREE_TEXT.iter().map(|(path, _)| path).chain(&KEYS_JUDGED_ABOVE) {
+        assert_eq!(found.get(*path), Some(&true), "{path}");
+    }
 }
 
 /// Every schema in a schema, with its path.

@@ -139,7 +139,8 @@ pub struct Run {
           value_parser = lease_name)]
     pub lease_name: String,
 
-    /// Seconds after which another replica takes over from one that died
+    /// Seconds after which another replica takes over from one that died. Two thirds of it, 10 at least, and 21 more are how long
+    /// pods wait for an order before they let devices go by themselves: 31 for 15, 61 for 60
     #[arg(long, env, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..=300))]
     pub lease_seconds: u16,
 

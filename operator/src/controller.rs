@@ -401,7 +401,7 @@ impl World {
         let mut seen = self.observe(&gateway, memory).await?;
         let lost = self.lost(&gateway, &seen);
         let Some(epoch) = self.writer.leadership.epoch() else {
-            return Ok(Next::After(self.rest(name, &seen, memory)));
+            return Ok(Next::After(self.rest(&gateway, &seen, memory)));
         };
         self.report(&gateway, &lost).await;
         // what there should be follows from certificates, and from objects that turn out to be somebody else's
@@ -434,7 +434,7 @@ impl World {
             decided = desired::desired(&gateway, &seen, &plan, &self.installation);
         }
         let later = self.tell(&mut gateway, &seen, &plan, &decided, memory).await?;
-        let due = [Some(self.rest(name, &seen, memory)), later, plan.again_in, scaled];
+        let due = [Some(self.rest(&gateway, &seen, memory)), later, plan.again_in, scaled];
         Ok(Next::After(due.into_iter().flatten().min().unwrap_or(REST)))
     }
 
@@ -458,9 +458,9 @@ impl World {
     }
 
     /// How long to leave it alone if nothing changes.
-    fn rest(&self, name: &Name, observed: &Observed, memory: &Memory) -> Duration {
-        let rest = rest(observed, memory);
-        self.secrets.waits(name).map_or(rest, |waits| waits.min(rest))
+    fn rest(&self, gateway: &ProtocolGateway, observed: &Observed, memory: &Memory) -> Duration {
+        let rest = rest(gateway, observed, memory);
+        self.secrets.waits(&Name::of(&gateway.metadata)).map_or(rest, |waits| waits.min(rest))
     }
 
     fn decide(&self, gateway: &ProtocolGateway, observed: &Observed, epoch: i64, book: &mut Book) -> (Plan, Decided) {
@@ -521,20 +521,20 @@ fn read(mirrored: &Mirrored) -> Result<ProtocolGateway, serde_json::Error> {
     Ok(gateway)
 }
 
-/// Until the first time that something comes due: a certificate's renewal or end, or what waits for a time to pass.
-fn rest(observed: &Observed, memory: &Memory) -> Duration {
+/// Until the first time that something comes due: a certificate's renewal or end, patience with a pod, or what waits for a
+/// time to pass.
+fn rest(gateway: &ProtocolGateway, observed: &Observed, memory: &Memory) -> Duration {
     let leaves = observed.secrets.values().filter_map(|facts| facts.certificate.as_ref());
     let authorities = observed.authority.iter().map(|authority| &authority.current);
     let times = leaves
         .chain(authorities)
         .flat_map(|certificate| [certificate.not_before, desired::tls::two_thirds(certificate), certificate.not_after]);
-    let late = status::due(observed);
     let moves = observed.authority.iter().map(|authority| desired::tls::due(authority, std::iter::empty()));
     let until = |time: Timestamp| Duration::try_from(observed.now.duration_until(time)).ok();
     // a second more: times are whole seconds here
     let due = times
         .chain(moves)
-        .chain(late)
+        .chain(status::due(gateway, observed))
         .filter(|time| *time > observed.now)
         .filter_map(until)
         .map(|due| due + Duration::from_secs(1));

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     config::{FILE as CONFIG_FILE, drain_per_second as self_drain_per_second, hash as config_hash},
     network::DNS_PORT,
-    workload::{ADMIN_PORT, MIN_READY_S},
+    workload::{ADMIN_PORT, GRACE_MARGIN_S, MIN_READY_S},
 };
 use crate::{
     names,
@@ -37,6 +37,8 @@ use crate::{
 pub struct Installation {
     /// Image of the gateway where the spec names none.
     pub gateway_image: String,
+    /// How long the operator's Lease is held, in seconds: pods wait for orders for as long as that may make them late.
+    pub lease_seconds: u16,
 }
 
 /// What there should be.
@@ -137,7 +139,7 @@ pub struct References {
 /// Every Secret that [`desired`] will look at: those of the spec, those of the configuration in force, and the operator's.
 pub fn references(gateway: &ProtocolGateway, config_in_force: Option<&str>) -> References {
     let observed = Observed { config_in_force: config_in_force.map(str::to_owned), ..Observed::default() };
-    let installation = Installation { gateway_image: String::new() };
+    let installation = Installation { gateway_image: String::new(), lease_seconds: 0 };
     let (name, namespace) = (gateway.name_any(), gateway.namespace().unwrap_or_default());
     let plan = Plan::default();
     let context = Context { gateway, observed: &observed, plan: &plan, installation: &installation, name, namespace };
@@ -173,13 +175,13 @@ pub fn tls_listeners(config_in_force: Option<&str>) -> Vec<String> {
 struct Choice {
     /// The spec's, if a gateway would take it.
     wanted: Option<Checked>,
-    /// The one to apply: the spec's, or the last good one; none if neither will do.
+    /// The one to apply: the spec's, or the last good one with the budget of the spec; none if neither will do.
     in_force: Option<Checked>,
     problems: Vec<Problem>,
 }
 
 fn choose(context: &Context<'_>) -> Result<Choice, Invalid> {
-    let last_good = config::in_force(context.observed);
+    let last_good = config::last_good(context);
     let wanted = match (config::wanted(context), last_good.is_some()) {
         (Ok(wanted), _) => wanted,
         (Err(invalid), false) => return Err(invalid),

@@ -204,6 +204,8 @@ pub struct PodFacts {
     pub deletion_cost: Option<i32>,
     /// It was told to stop.
     pub terminating: bool,
+    /// When it was told to stop, if it was.
+    pub told: Option<Timestamp>,
     /// When it will be killed, if it was told to stop.
     pub ends: Option<Timestamp>,
     /// Why it does not run, if it does not: reason and message of its container or of its scheduling.
@@ -226,12 +228,16 @@ pub struct Load {
     pub age_s: i64,
     /// Why its upstream connections fail, if they do.
     pub upstream_failing: Option<String>,
+    /// It has no upstream connection, and none that failed: it knows nothing of the upstream.
+    pub upstream_unknown: bool,
     /// The upstream takes less than it is sent.
     pub upstream_throttled: bool,
     /// Whom it lets go, by whose order ever.
     pub drain: Option<DrainFacts>,
     /// Names the text of the configuration that it runs by, if that came from a file.
     pub config_in_force: Option<String>,
+    /// Devices that it lets go per second, or is about to, because the upstream did nothing for them for too long; 0: none.
+    pub forsaken_per_second: f64,
     /// Why it does not run by the configuration that it was given last.
     pub config_problem: Option<String>,
     /// Why it does not use the Secrets that it was given last.

@@ -61,12 +61,12 @@ impl Book {
 }
 
 /// How carrying out went.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Carried {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Carried<Failure> {
     /// Orders that pods took.
     pub taken: usize,
-    /// Pods that did not take theirs, with the reason. They are told again.
-    pub failed: Vec<(String, String)>,
+    /// Pods that did not take theirs, by name, with the reason. They are told again.
+    pub failed: Vec<(String, Failure)>,
 }
 
 /// Tells the pods what the plan orders, all of them at once as far as there is room. `tell` gives one
@@ -76,12 +76,11 @@ pub async fn carry_out<Told, Failure>(
     ledger: &mut Ledger,
     clock: impl Fn() -> Millis,
     tell: impl Fn(String, Order) -> Told,
-) -> Carried
+) -> Carried<Failure>
 where
     Told: Future<Output = Result<(), Failure>>,
-    Failure: ToString,
 {
-    let mut carried = Carried::default();
+    let mut carried = Carried { taken: 0, failed: Vec::new() };
     for orders in plan.orders.chunks(CONCURRENCY) {
         for (pod, order) in orders {
             ledger.sending(pod, *order, clock());
@@ -99,11 +98,11 @@ where
                     ledger.confirmed(pod, clock());
                     carried.taken += 1;
                 }
-                Err(failure) => carried.failed.push((pod.clone(), failure.to_string())),
+                Err(failure) => carried.failed.push((pod.clone(), failure)),
             }
         }
     }
-    carried.failed.sort();
+    carried.failed.sort_by(|(a, _), (b, _)| a.cmp(b));
     carried
 }
 
@@ -146,7 +145,7 @@ mod tests {
             future::ready(if pod == "a" { Ok(()) } else { Err("no answer") })
         };
         let carried = block(carry_out(&plan(), ledger, || 1000, tell));
-        assert_eq!(carried, Carried { taken: 1, failed: vec![("b".to_owned(), "no answer".to_owned())] });
+        assert_eq!(carried, Carried { taken: 1, failed: vec![("b".to_owned(), "no answer")] });
         assert_eq!(told.into_inner().len(), 2);
     }
 

@@ -116,7 +116,10 @@ async fn work(parts: Parts, metrics_port: Option<TcpListener>) {
     let (pods, meters) = (Pods::new(Counters::new(&parts.metrics)), Meters::default());
     let inputs = controller::Inputs {
         client: parts.client.clone(),
-        installation: Installation { gateway_image: parts.flags.gateway_image.clone() },
+        installation: Installation {
+            gateway_image: parts.flags.gateway_image.clone(),
+            lease_seconds: parts.flags.lease_seconds,
+        },
         namespaces: parts.flags.namespaces(),
         pod_name: Some(parts.flags.pod_name.clone()),
         leadership: parts.leadership.clone(),

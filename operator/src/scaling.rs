@@ -45,17 +45,19 @@ pub struct Plan {
 /// Decides, as the leader of this epoch that told pods what the ledger says.
 pub fn plan(gateway: &ProtocolGateway, observed: &Observed, epoch: i64, ledger: &Ledger) -> Plan {
     let status = gateway.status.as_ref();
-    let pods = facts::pods(observed, status);
+    let spec = facts::spec(&gateway.spec, observed.pods.len());
+    let pods = facts::pods(observed, status, spec.drain_timeout);
     let drains: Vec<planner::Drain> = status.into_iter().flat_map(|status| &status.drains).map(read_drain).collect();
     let rebalanced = status.and_then(|status| status.last_rebalance.as_ref());
     let decision = planner::plan(&planner::Input {
         now: observed.now.as_millisecond(),
         epoch,
-        spec: facts::spec(&gateway.spec, pods.len()),
+        spec,
         deployment: observed.deployment.as_ref().map(facts::deployment),
         pods: &pods,
         drains: &drains,
         rebalanced: rebalanced.map(said::read_rebalanced).unwrap_or_default(),
+        upstream: upstream(gateway, observed),
         ledger,
     });
     let mut notes = decision.notes;
@@ -108,10 +110,21 @@ fn duration(time: Millis) -> Duration {
     Duration::from_millis(u64::try_from(time).unwrap_or(0))
 }
 
-/// How the fleet gets on with the upstream, as far as its pods were asked.
-pub fn upstream(observed: &Observed) -> Upstream {
+/// How the fleet gets on with the upstream, as far as its pods know; else as the last status says.
+pub fn upstream(gateway: &ProtocolGateway, observed: &Observed) -> Upstream {
     let loads: Vec<planner::Load> = observed.pods.iter().filter_map(|pod| pod.load.as_ref()).map(facts::load).collect();
-    upstream::of(loads.iter())
+    upstream::of(loads.iter(), upstream_before(gateway))
+}
+
+/// How it got on by the last status.
+pub fn upstream_before(gateway: &ProtocolGateway) -> Upstream {
+    let mut conditions = gateway.status.iter().flat_map(|status| &status.conditions);
+    let saturated = conditions.find(|condition| condition.type_ == "UpstreamSaturated" && condition.status == "True");
+    match saturated.map(|saturated| saturated.reason.as_str()) {
+        None => Upstream::Well,
+        Some("Away") => Upstream::Away,
+        Some(_) => Upstream::Throttled,
+    }
 }
 
 /// What the ProtocolGateway's `/scale` is to ask for where the operator scales by itself; `None`: it does not.

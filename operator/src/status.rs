@@ -4,14 +4,13 @@
 
 mod conditions;
 
-pub(crate) use self::conditions::due;
-
 use std::collections::BTreeMap;
 
 use crds::{
     ProtocolGateway, ProtocolGatewayStatus,
     status::{Drain, DrainCause, LastScale, PodPhase, PodStatus, ServedCertificate},
 };
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
@@ -45,6 +44,11 @@ pub fn status(
         last_rebalance: plan.last_rebalance.clone(),
         outlook: crate::plan::outlook_now(gateway, observed, connections(&observed.pods)),
     }
+}
+
+/// When [`status()`] may say something else although nothing changes.
+pub fn due(gateway: &ProtocolGateway, observed: &Observed) -> impl Iterator<Item = Timestamp> {
+    conditions::due(gateway, observed)
 }
 
 /// On all pods that could be asked; those that end still hold devices, and these come back.

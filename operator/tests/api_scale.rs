@@ -107,7 +107,7 @@ fn inputs(story: &Story, custom_metrics: watch::Receiver<CustomMetrics>) -> Inpu
     let metrics = Metrics::new();
     Inputs {
         client: story.client.clone(),
-        installation: Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned() },
+        installation: Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned(), lease_seconds: 15 },
         namespaces: vec![story.namespace.clone()],
         pod_name: Some("operator-0".to_owned()),
         leadership: Leadership::fixed(Some(1)),

@@ -82,7 +82,7 @@ impl Fleet {
     }
 
     fn steps(&self) -> Vec<Step> {
-        let installation = Installation { gateway_image: "g".to_owned() };
+        let installation = Installation { gateway_image: "g".to_owned(), lease_seconds: 15 };
         desired(&self.gateway, &self.observe(), &Plan::default(), &installation)
             .expect("the spec is right")
             .certificates

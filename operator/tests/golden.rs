@@ -97,7 +97,7 @@ fn pods_are_replaced_only_for_what_a_running_gateway_cannot_follow() {
 
 #[test]
 fn old_pods_are_reached_until_they_are_gone() {
-    let case = cases().into_iter().find(|case| case.ends_with("30-old-pods-keep-their-ports-during-a-rollout"));
+    let case = cases().into_iter().find(|case| case.ends_with("34-old-pods-keep-their-ports-during-a-rollout"));
     let (gateway, mut observed, plan, decided) = decide(&case.expect("it is there"));
     let installation = installation();
     let object = |desired: &Desired, kind: &str| {

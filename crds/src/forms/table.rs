@@ -1,8 +1,8 @@
-//! The table of forms, in the order of the spec.
+//! The table of forms, in the order of the spec. Where pods run is a table of its own: [`super::placement`].
 
 use super::{Field, Form};
 
-const fn number(path: &'static str, min: i64, max: i64, default: &'static str) -> Field {
+pub(super) const fn number(path: &'static str, min: i64, max: i64, default: &'static str) -> Field {
     Field { path, form: Form::Number(min, max), default }
 }
 
@@ -14,15 +14,15 @@ const fn size(path: &'static str, min: &'static str, max: &'static str, default:
     Field { path, form: Form::Size(min, max), default }
 }
 
-const fn form(path: &'static str, form: Form) -> Field {
+pub(super) const fn form(path: &'static str, form: Form) -> Field {
     Field { path, form, default: "" }
 }
 
-const fn text(path: &'static str, length: (u64, u64), cel: &'static str, message: &'static str) -> Field {
+pub(super) const fn text(path: &'static str, length: (u64, u64), cel: &'static str, message: &'static str) -> Field {
     form(path, Form::Text { length, cel, message })
 }
 
-const fn plain(path: &'static str, min: u64, max: u64) -> Field {
+pub(super) const fn plain(path: &'static str, min: u64, max: u64) -> Field {
     text(path, (min, max), "", "")
 }
 
@@ -35,8 +35,13 @@ const fn secret(path: &'static str) -> Field {
     )
 }
 
-const fn one_of(path: &'static str, cel: &'static str, message: &'static str) -> Field {
+pub(super) const fn one_of(path: &'static str, cel: &'static str, message: &'static str) -> Field {
     text(path, (0, 63), cel, message)
+}
+
+/// Something that must hold of a field, beside what its own row says.
+pub(super) const fn rule(path: &'static str, cel: &'static str, message: &'static str) -> Field {
+    form(path, Form::Rule { cel, message })
 }
 
 const fn class(path: &'static str) -> Field {
@@ -48,7 +53,7 @@ const fn class(path: &'static str) -> Field {
     )
 }
 
-const fn label_value(path: &'static str) -> Field {
+pub(super) const fn label_value(path: &'static str) -> Field {
     text(
         path,
         (0, 63),
@@ -88,6 +93,19 @@ const fn amqp_address(path: &'static str) -> Field {
     )
 }
 
+const fn within_1024_bytes(path: &'static str) -> Field {
+    rule(path, "bytes(self).size() <= 1024", "give at most 1024 bytes: letters beyond ASCII take two to four")
+}
+
+/// As `gateway_core::topic` reads it, but for braces in a default. Only a gateway looks at what octets a default stands for, and
+/// at more than 17 variables for one that stands twice: the API server bounds what rules may cost.
+const TEMPLATE: &str = "('/' + self).matches('^(/([^{}+#/\\x00]*|[{][A-Za-z0-9._-]+[}]))*\
+                        (/[{][A-Za-z0-9._-]+=([^{}%+#/\\x00]|%[0-9A-Fa-f]{2})*[}])*(/[{][*][A-Za-z0-9._-]+[}])?/?$')";
+
+const TEMPLATE_MESSAGE: &str = "write a template such as devices/{deviceId}/messages/events/{*properties}: between slashes a \
+     text without braces, '+' and '#' or a variable {name}, after them variables with defaults {name=default}, last the rest \
+     {*name}; a default is percent-encoded";
+
 const PORT_NAME: &str = "use 1 to 15 lower-case letters, digits and '-', with a letter, no '-' at either end or twice in a row, \
      and not admin or health";
 
@@ -101,7 +119,7 @@ pub(super) const FIELDS: &[Field] = &[
          !(self in ['admin', 'health'])",
         PORT_NAME,
     ),
-    plain("listeners[].address", 1, 45),
+    ip("listeners[].address"),
     number("listeners[].port", 1, 65_535, ""),
     secret("authentication.sas.deviceKeys.secretName"),
     form("authentication.sas.enrollmentGroups", Form::Keyed(0, 64, "name")),
@@ -112,19 +130,35 @@ pub(super) const FIELDS: &[Field] = &[
     form("upstream.iotHub.hostNameAliases", Form::Set(0, 32)),
     host("upstream.iotHub.hostNameAliases[]"),
     number("upstream.iotHub.port", 1, 65_535, ""),
-    plain("upstream.iotHub.policy.name", 1, 64),
+    text(
+        "upstream.iotHub.policy.name",
+        (1, 64),
+        "bytes(self).size() <= 64",
+        "give the policy's name in at most 64 bytes: letters beyond ASCII take two to four",
+    ),
     secret("upstream.iotHub.policy.secretName"),
     number("upstream.iotHub.devicesPerConnectionMax", 1, 1000, ""),
     secret("upstream.iotHub.caSecretName"),
     text(
         "upstream.amqp.url",
         (1, 320),
-        "self.matches('^amqps?://([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|\\\\[[0-9A-Fa-f:.]+\\\\])(:[1-9][0-9]{0,4})?/?$') && \
-         !self.contains('..')",
+        "self.matches('^amqps?://([A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?([.][A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?)*|\\\\[[0-9A-Fa-f:.]+\\\\])(:[0-9]{1,5})?/?$')",
         "write it as amqps://broker.example:5671, without user, password and path",
     ),
+    rule(
+        "upstream.amqp.url",
+        "!self.contains('[') || isIP(self.find('[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*'))",
+        "write an IPv6 address between the brackets, as in amqps://[2001:db8::1]:5671",
+    ),
+    rule(
+        "upstream.amqp.url",
+        "!self.matches(':[0-9]+/?$') || self.matches(':([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])/?$')",
+        "give a port from 1 to 65535, or leave it out",
+    ),
     amqp_address("upstream.amqp.telemetryAddress"),
+    within_1024_bytes("upstream.amqp.telemetryAddress"),
     amqp_address("upstream.amqp.commandAddress"),
+    within_1024_bytes("upstream.amqp.commandAddress"),
     secret("upstream.amqp.saslPlain.secretName"),
     secret("upstream.amqp.clientCertificate.secretName"),
     secret("upstream.amqp.caSecretName"),
@@ -143,7 +177,24 @@ pub(super) const FIELDS: &[Field] = &[
     size("upstream.limits.unsettledBytesMax", "1MiB", "64GiB", "256MiB"),
     time("upstream.limits.tokenTtl", "1m", "24h", "1h"),
     form("topics.inbound", Form::List(1, 32)),
-    plain("topics.inbound[]", 1, 1024),
+    text("topics.inbound[]", (1, 1024), TEMPLATE, TEMPLATE_MESSAGE),
+    within_1024_bytes("topics.inbound[]"),
+    rule(
+        "topics.inbound[]",
+        "!self.matches('[{](properties[=}]|(deviceId|moduleId)=|[*](deviceId|moduleId)[}])')",
+        "write {deviceId} and {moduleId} without a default, and a property bag as {*properties} at the end",
+    ),
+    rule(
+        "topics.inbound[]",
+        "!self.contains('{moduleId}') || self.matches('(?s)[{]deviceId[}].*[{]moduleId[}]')",
+        "write {deviceId} before {moduleId}",
+    ),
+    rule(
+        "topics.inbound[]",
+        "('/' + self).replace('{*', '{').replace('=', '}').split('{', 18).all(part, part.find('^[A-Za-z0-9._-]+[}]') == '' || \
+         self.replace('{*', '{').replace('=', '}').split('{' + part.find('^[A-Za-z0-9._-]+[}]')).size() == 2)",
+        "use every variable of a template once",
+    ),
     number("limits.connectionsMax", 1, 1_000_000, "18000"),
     number("limits.connectsPerSecond", 1, 100_000, "500"),
     number("limits.handshakesMax", 1, 10_000, "5000"),
@@ -182,18 +233,34 @@ pub(super) const FIELDS: &[Field] = &[
     form("tls.selfSigned.ipAddresses", Form::Set(0, 64)),
     ip("tls.selfSigned.ipAddresses[]"),
     time("tls.selfSigned.duration", "1h", "19800h", ""),
-    plain("tls.certManager.issuerRef.name", 1, 253),
-    plain("tls.certManager.issuerRef.kind", 1, 63),
-    plain("tls.certManager.issuerRef.group", 1, 253),
+    text(
+        "tls.certManager.issuerRef.name",
+        (1, 253),
+        "self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')",
+        "give the name of an issuer: lower-case letters, digits, '-' and '.'",
+    ),
+    text(
+        "tls.certManager.issuerRef.kind",
+        (1, 63),
+        "self.matches('^[A-Z][A-Za-z0-9]*$')",
+        "write a kind as in Issuer or ClusterIssuer",
+    ),
+    text(
+        "tls.certManager.issuerRef.group",
+        (1, 253),
+        "self.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?([.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$')",
+        "write an API group as in cert-manager.io, without a version",
+    ),
     form("tls.certManager.dnsNames", Form::Set(0, 64)),
     dns_name("tls.certManager.dnsNames[]"),
     form("tls.certManager.ipAddresses", Form::Set(0, 64)),
     ip("tls.certManager.ipAddresses[]"),
     time("tls.certManager.duration", "1h", "87600h", ""),
     form("service.annotations", Form::Map(64)),
+    plain("service.annotations{}", 0, 4096),
     form("service.nodePorts", Form::Map(16)),
     number("service.nodePorts{}", 1, 65_535, ""),
-    plain("service.loadBalancerClass", 1, 253),
+    form("service.loadBalancerClass", Form::LabelKey(1)),
     form("service.loadBalancerSourceRanges", Form::Set(0, 64)),
     text(
         "service.loadBalancerSourceRanges[]",
@@ -210,30 +277,16 @@ pub(super) const FIELDS: &[Field] = &[
     ),
     form("pod.imagePullSecrets", Form::List(0, 16)),
     secret("pod.imagePullSecrets[].name"),
-    form("pod.resources.limits", Form::Map(8)),
+    form("pod.resources.limits", Form::Map(6)),
     form("pod.resources.limits{}", Form::KubernetesQuantity),
-    form("pod.resources.requests", Form::Map(8)),
+    form("pod.resources.requests", Form::Map(6)),
     form("pod.resources.requests{}", Form::KubernetesQuantity),
     form("pod.labels", Form::Map(64)),
     label_value("pod.labels{}"),
     form("pod.annotations", Form::Map(64)),
+    plain("pod.annotations{}", 0, 4096),
     form("pod.nodeSelector", Form::Map(64)),
     label_value("pod.nodeSelector{}"),
-    form("pod.tolerations", Form::List(0, 64)),
-    one_of("pod.tolerations[].operator", "self in ['', 'Exists', 'Equal']", "write Exists or Equal"),
-    one_of(
-        "pod.tolerations[].effect",
-        "self in ['', 'NoSchedule', 'PreferNoSchedule', 'NoExecute']",
-        "write NoSchedule, PreferNoSchedule or NoExecute; leave it out for all of them",
-    ),
-    form("pod.topologySpreadConstraints", Form::List(0, 16)),
-    form("pod.topologySpreadConstraints[].maxSkew", Form::Number(1, 10_000)),
-    plain("pod.topologySpreadConstraints[].topologyKey", 1, 317),
-    one_of(
-        "pod.topologySpreadConstraints[].whenUnsatisfiable",
-        "self in ['DoNotSchedule', 'ScheduleAnyway']",
-        "write DoNotSchedule or ScheduleAnyway",
-    ),
     class("pod.priorityClassName"),
     class("pod.runtimeClassName"),
     text(

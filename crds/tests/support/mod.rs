@@ -27,21 +27,25 @@ impl ApiServer {
 
     /// What a create would be answered with; nothing if the object is taken. Rules are asked only of what has the right form.
     pub(crate) fn create(&self, object: &Value) -> Vec<String> {
-        let object = kube::core::cel::apply_defaults(&self.schema, object);
-        let mut errors = Vec::new();
-        structural(&self.schema, &object, "", &mut errors);
-        if errors.is_empty()
-            && let Err(broken) = Validator::new().validate(&self.schema, &object, None)
-        {
-            errors.extend(broken.as_slice().iter().map(|error| format!("{}: {}", error.field_path, error.message)));
-        }
-        errors
+        judge(&self.schema, &kube::core::cel::apply_defaults(&self.schema, object))
     }
 
     /// The object as it would be stored.
     pub(crate) fn stored(&self, object: &Value) -> Value {
         kube::core::cel::apply_defaults(&self.schema, object)
     }
+}
+
+/// What is said to a value, given the schema of where it stands.
+pub(crate) fn judge(schema: &Value, value: &Value) -> Vec<String> {
+    let mut errors = Vec::new();
+    structural(schema, value, "", &mut errors);
+    if errors.is_empty()
+        && let Err(broken) = Validator::new().validate(schema, value, None)
+    {
+        errors.extend(broken.as_slice().iter().map(|error| format!("{}: {}", error.field_path, error.message)));
+    }
+    errors
 }
 
 fn structural(schema: &Value, value: &Value, path: &str, errors: &mut Vec<String>) {

@@ -10,6 +10,7 @@
 //! does not wait.
 
 pub mod order;
+pub mod outage;
 pub mod pace;
 pub mod pick;
 pub mod share;
@@ -86,6 +87,8 @@ pub struct Counts {
     pub unused: u64,
     /// Devices connected whose certificate is no longer trusted and that were not told to go yet.
     pub distrusted: u64,
+    /// Devices that went because the hub did nothing for them, since the start: a second is shared with them.
+    pub forsaken: u64,
 }
 
 /// How many to tell to go now, and why.
@@ -181,7 +184,7 @@ impl Drain {
         self.forget(now);
         self.distrusted = counts.distrusted;
         self.distrusted_since = (counts.distrusted > 0).then(|| self.distrusted_since.unwrap_or(now));
-        self.pace.note_closed(counts.closed, now);
+        self.pace.note_closed(counts.closed + counts.forsaken, now);
         let departing = self.departing(counts);
         let Some(aim) = self.aim(counts, now) else {
             self.pace.rest();

@@ -144,7 +144,7 @@ impl State {
     /// One look: devices are told to go, and the gateway goes where the drain says. Gives the moment of the next.
     fn go_on(&mut self, shared: &Shared, now: Millis) -> Option<Millis> {
         let cores = Self::read(shared);
-        let counts = self.sum(&cores);
+        let counts = self.sum(&cores, shared);
         {
             let limits = &shared.settings.load().limits;
             self.drain.own_per_second = limits.drain_per_second.0;
@@ -206,9 +206,10 @@ impl State {
     /// For readiness and metrics.
     fn note(&self, shared: &Shared, now: Millis) {
         let process = &shared.registry.process;
-        let report = self.drain.report(self.counts(shared), now);
+        let counts = self.counts(shared);
+        let report = self.drain.report(counts, now);
         let is_moving = |report: Report| report.state == drain::State::Draining && report.per_second > 0.0;
-        shared.outage_pace.hold(report.is_some_and(is_moving));
+        shared.outage_pace.note_drain(report.is_some_and(is_moving), counts.closed);
         process.note_drain(report.map(|report| report.state), report.map_or(0, |report| report.remaining));
         if shared.is_serving() {
             process.draining.store(!self.drain.is_ready(), Relaxed);
@@ -234,16 +235,17 @@ impl State {
     }
 
     fn counts(&self, shared: &Shared) -> Counts {
-        self.sum(&Self::read(shared))
+        self.sum(&Self::read(shared), shared)
     }
 
-    fn sum(&self, cores: &[CoreCounts]) -> Counts {
+    fn sum(&self, cores: &[CoreCounts], shared: &Shared) -> Counts {
         let sum = |of: fn(&CoreCounts) -> u64| cores.iter().map(of).sum::<u64>();
         Counts {
             connections: sum(|core| core.connections),
             closed: sum(|core| core.closed),
             unused: sum(|core| core.unused) + self.undelivered,
             distrusted: sum(|core| core.distrusted),
+            forsaken: shared.outage_pace.gone(),
         }
     }
 }

@@ -64,7 +64,7 @@ impl Link {
 
     /// The hub cannot be reached by this connection.
     pub(crate) fn is_away(&self) -> bool {
-        self.state.borrow().outage.is_away()
+        self.state.borrow().is_away()
     }
 
     /// Takes a device on; the number names it here.

@@ -1,8 +1,9 @@
-//! One line at info every ten seconds in which anything happened: a storm of connects is one line, not a thousand.
+//! One line at info every ten seconds in which anything happened: a storm of connects is one line, not a thousand. One at warn
+//! where devices were let go because the hub did nothing for them.
 
 use std::{sync::Arc, time::Duration};
 
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     metrics::{ConnectResult, Messages},
@@ -19,6 +20,7 @@ struct Totals {
     up: u64,
     down: u64,
     unsettled: u64,
+    forsaken: u64,
 }
 
 /// Tells, for ever.
@@ -46,6 +48,7 @@ impl Totals {
             up: registry.total(|core| accepted_of(&core.up)),
             down: registry.total(|core| accepted_of(&core.down)),
             unsettled: registry.total(|core| all_of(&core.up) - accepted_of(&core.up)),
+            forsaken: shared.outage_pace.gone(),
         }
     }
 
@@ -60,6 +63,10 @@ impl Totals {
             to_devices = self.down - before.down,
             "last ten seconds"
         );
+        if self.forsaken > before.forsaken {
+            let devices = self.forsaken - before.forsaken;
+            warn!(devices, "let go in the last ten seconds for want of the hub");
+        }
         let reasons = shared.registry.by_label(|core| &core.refused);
         if self.refused != before.refused {
             info!(?reasons, "refused since the start, by reason");

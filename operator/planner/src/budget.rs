@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    drains::{GRACE_BEYOND, late_at},
-    model::{Cause, Drain, Millis, Order, Pod, State},
+    drains::late_at,
+    model::{Cause, Drain, Load, Millis, Order, Pod, State},
     view::{FRESH, View},
 };
 
@@ -17,15 +17,12 @@ pub const LEASE: Millis = 15_000;
 pub const RENEWAL: Millis = 5_000;
 /// How long after it was sent an order may still arrive: those who send it give up then.
 pub const ORDER_TIMEOUT: Millis = 5_000;
-/// How long a pod that was told to stop, or whose devices are not trusted any more, waits for an order before it lets devices
-/// go by itself, at [`alone_share`]: until no other pod can still follow an order that was given without counting on it. A
-/// leader that lives counts on it, or tells it something, within [`RENEWAL`] and a [`STEP`]; one that sees nothing of the
-/// cluster any more leads no longer than 10 s; and it counts on a pod of which it heard nothing for 10 s. What was sent then
-/// arrives within [`ORDER_TIMEOUT`], holds for [`LEASE`], and lets somebody go at its end: 10 + 5 + 15 + 1 s.
-pub const ALONE_AFTER: Millis = BLIND_MAX + TAKEN_FOR;
-/// See [`ALONE_AFTER`]: two thirds of the operator's Lease of 15 s.
-const BLIND_MAX: Millis = 10_000;
-const _: () = assert!(RENEWAL + STEP <= BLIND_MAX, "a leader that lives counts on a pod before a blind one is none");
+/// See [`alone_after`]: a pod of which nothing was heard for so long is counted on.
+const UNCOUNTED_MAX: Millis = FRESH;
+const _: () = assert!(
+    RENEWAL + STEP <= UNCOUNTED_MAX,
+    "a leader that lives counts on a pod before one of which nothing is heard"
+);
 /// How often to look while pods drain.
 pub const STEP: Millis = 2_000;
 /// Devices are counted per second: what a pod may have let go a moment ago counts.
@@ -42,6 +39,19 @@ pub(crate) const WIDTH: usize = 4;
 const MARK_SETTLE: Millis = 2_000;
 /// An order that was not answered is given again after so long.
 const RETRY: Millis = 2_000;
+
+/// How long a pod that was told to stop, or whose devices are not trusted any more or forsaken by the upstream, waits for an
+/// order before it lets devices go by itself, at [`alone_share`]: until no other pod can still follow an order that was given
+/// without counting on it. `lease` is how long the operator's Lease is held.
+///
+/// A leader that lives counts on it, or tells it something, within [`RENEWAL`] and a [`STEP`], and counts on a pod of which it
+/// heard nothing for 10 s; one that sees nothing of the cluster any more leads for two thirds of the Lease. What was sent until
+/// then arrives within [`ORDER_TIMEOUT`], holds for [`LEASE`], and lets somebody go at its end: 21 s more. So it is 31 s for a
+/// Lease of up to 15 s, and 221 s for one of five minutes.
+pub const fn alone_after(lease: Millis) -> Millis {
+    let blind_max = (lease * 2 + 2) / 3;
+    TAKEN_FOR + if blind_max > UNCOUNTED_MAX { blind_max } else { UNCOUNTED_MAX }
+}
 
 /// Devices per second that a pod lets go where nobody orders anything, a whole number or less than one. `pods_max` is how many
 /// the spec allows, `pods` how many there are, those that end too.
@@ -311,8 +321,41 @@ impl Held {
 /// Devices per second that pods let go without having been told, by name; [`Ledger::looked`] is to be told, too.
 pub(crate) fn alone(view: &View<'_>) -> BTreeMap<String, u32> {
     let late = late(view);
-    let rates = view.input.pods.iter().map(|pod| (pod.name.clone(), by_itself(view, pod, &late)));
+    let mut forsaken = Parts::default();
+    let rates = view.input.pods.iter().map(|pod| {
+        let forsaken = forsaken.add(forsaken_per_second(view, pod));
+        (pod.name.clone(), by_itself(view, pod, &late).max(forsaken))
+    });
     rates.filter(|(_, rate)| *rate > 0).collect()
+}
+
+/// Rates below one device per second, made whole: what is handed out adds up to the sum, rounded up, and not to one for each.
+#[derive(Default)]
+struct Parts {
+    thousandths: u64,
+}
+
+impl Parts {
+    fn add(&mut self, per_second: f64) -> u32 {
+        let before = self.thousandths.div_ceil(1000);
+        self.thousandths += (per_second * 1000.0).ceil() as u64;
+        (self.thousandths.div_ceil(1000) - before) as u32
+    }
+}
+
+/// Devices per second that a pod lets go, or is about to, because the upstream does nothing for them. All pods may at the same
+/// time, and for long. The newest share may be in force before the pod says so; and who comes to one that is empty goes again at
+/// once, as long as it says so.
+fn forsaken_per_second(view: &View<'_>, pod: &Pod) -> f64 {
+    match recent(pod).map_or(0.0, |load| load.forsaken_per_second) {
+        reported if reported > 0.0 => reported.max(view.input.spec.self_per_second),
+        _ => 0.0,
+    }
+}
+
+/// What it said, if what it did then may still go on.
+fn recent(pod: &Pod) -> Option<&Load> {
+    pod.load.as_ref().filter(|load| load.age < TAKEN_FOR)
 }
 
 /// What a pod may let go without having been told: it was told to stop, or does not trust its devices any more, or may by now
@@ -321,8 +364,7 @@ pub(crate) fn alone(view: &View<'_>) -> BTreeMap<String, u32> {
 ///
 /// Late, it goes as its end demands although it follows.
 fn by_itself(view: &View<'_>, pod: &Pod, late: &BTreeMap<&str, u32>) -> u32 {
-    let recent = pod.load.as_ref().filter(|load| load.age < TAKEN_FOR);
-    let drain = recent.and_then(|load| load.drain);
+    let drain = recent(pod).and_then(|load| load.drain);
     let reported = drain.map_or(0, |drain| drain.per_second);
     let distrusts =
         || drain.is_some_and(|drain| drain.cause == Some(Cause::CertificateAuthority) && drain.remaining > 0);
@@ -331,7 +373,7 @@ fn by_itself(view: &View<'_>, pod: &Pod, late: &BTreeMap<&str, u32>) -> u32 {
         true if pod.ends.is_some() && reported > view.input.ledger.outstanding(&pod.name, view.now()) => reported,
         true => 0,
         false if !pod.is_empty() && (pod.ends.is_some() || distrusts() || !pod.is_fresh()) => {
-            reported.max(view.input.spec.self_per_second)
+            reported.max(view.input.spec.self_per_second.ceil() as u32)
         }
         false => reported,
     };
@@ -355,7 +397,7 @@ fn late<'a>(view: &View<'a>) -> BTreeMap<&'a str, u32> {
         let left = devices.min((before + devices).saturating_sub(served));
         before += devices;
         // what is given to others because it goes more slowly now, they have when it has done so for a while
-        let time = pod.ends.unwrap_or(now) - GRACE_BEYOND - STEP - late_at.max(now);
+        let time = pod.ends.unwrap_or(now) - STEP - late_at.max(now);
         let rate = left.saturating_mul(1000).div_ceil(time.max(WINDOW).cast_unsigned());
         rates.insert(pod.name.as_str(), u32::try_from(rate).unwrap_or(u32::MAX));
     }
@@ -366,7 +408,7 @@ fn late<'a>(view: &View<'a>) -> BTreeMap<&'a str, u32> {
 /// When it is late, and its devices.
 fn ending<'a>(view: &View<'a>, pod: &'a Pod) -> Option<(Millis, &'a Pod, u64)> {
     let devices = pod.devices().filter(|devices| *devices > 0)?;
-    Some((late_at(view, pod.ends? - GRACE_BEYOND), pod, devices))
+    Some((late_at(view, pod.ends?), pod, devices))
 }
 
 /// Equal parts for the first few of the queue, whole numbers, the rest to the first.
@@ -448,7 +490,29 @@ pub fn seconds_for(devices: u64, per_second: u32) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use super::alone_share;
+    use super::{Parts, alone_after, alone_share};
+
+    #[test]
+    fn a_pod_goes_alone_when_no_order_can_hold_that_was_given_without_counting_on_it() {
+        let check = |lease_s: i64, expected_ms| assert_eq!(alone_after(lease_s * 1000), expected_ms, "{lease_s} s");
+        check(3, 31_000);
+        check(15, 31_000);
+        check(16, 31_667);
+        check(60, 61_000);
+        check(300, 221_000);
+    }
+
+    #[test]
+    fn parts_of_devices_add_up_to_their_sum_rounded_up() {
+        let check = |rates: &[f64], expected: &[u32]| {
+            let mut parts = Parts::default();
+            assert_eq!(rates.iter().map(|rate| parts.add(*rate)).collect::<Vec<_>>(), expected, "{rates:?}");
+        };
+        check(&[2.0, 3.0], &[2, 3]);
+        check(&[0.25; 9], &[1, 0, 0, 0, 1, 0, 0, 0, 1]);
+        check(&[0.0, 0.125, 0.0], &[0, 1, 0]);
+        check(&[2.5, 2.5, 2.5], &[3, 2, 3]);
+    }
 
     #[test]
     fn the_shares_of_all_that_may_go_alone_are_within_the_budget() {

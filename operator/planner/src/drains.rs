@@ -7,10 +7,8 @@ use crate::{
     view::{FRESH, SETTLE, View},
 };
 
-/// What is left of a pod's grace when its own time to drain is over: it needs it to end in order.
-pub(crate) const GRACE_BEYOND: Millis = 30_000;
-/// The same, and a little before: it is to be empty by then.
-pub(crate) const END_MARGIN: Millis = GRACE_BEYOND + 5_000;
+/// A pod that ends is to be empty a little before its own time is over.
+const END_MARGIN: Millis = 5_000;
 /// A pod that was told to stop follows orders for so much of its time; in what is then left it lets go whom it must.
 pub(crate) const FOLLOWS: (Millis, Millis) = (3, 4);
 /// A pod that is not seen to leave the Service is drained all the same.

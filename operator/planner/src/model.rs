@@ -24,6 +24,8 @@ pub struct Input<'a> {
     pub drains: &'a [Drain],
     /// How the last rebalance ended, as it is persisted.
     pub rebalanced: Rebalanced,
+    /// How the fleet gets on with the upstream: [`crate::upstream::of`].
+    pub upstream: Upstream,
     /// What this leader ordered so far.
     pub ledger: &'a Ledger,
 }
@@ -35,9 +37,8 @@ pub struct Spec {
     pub replicas: u32,
     /// Devices that may be let go per second, over the whole fleet. 0 lets nobody go.
     pub per_second: u32,
-    /// What a pod that is told to stop lets go per second where nobody orders anything: [`crate::budget::alone_share`] rounded
-    /// up.
-    pub self_per_second: u32,
+    /// What a pod lets go per second where nobody orders anything, as it was written last: [`crate::budget::alone_share`].
+    pub self_per_second: f64,
     /// How long one pod may take to drain.
     pub drain_timeout: Millis,
     /// Devices are moved away from pods that hold more than this many times the mean.
@@ -55,6 +56,8 @@ pub struct Deployment {
     pub rolling: bool,
     /// It has not seen yet what it was told last.
     pub behind: bool,
+    /// Pods that it is to have are refused to it: by a quota, or by somebody who is asked.
+    pub refused: bool,
 }
 
 /// One pod.
@@ -68,7 +71,8 @@ pub struct Pod {
     pub ready: bool,
     /// When `ready` became what it is.
     pub ready_changed: Millis,
-    /// It was told to stop: when it will be killed.
+    /// It was told to stop: when its own time to let devices go is over, which is [`Spec::drain_timeout`] after that. It is
+    /// killed later, when it had time to settle and to end.
     pub ends: Option<Millis>,
     /// Its template is not the newest.
     pub outdated: bool,
@@ -85,10 +89,12 @@ pub struct Load {
     pub connections: u64,
     /// How long ago it said so.
     pub age: Millis,
-    /// How it gets on with the upstream.
-    pub upstream: Upstream,
+    /// How it gets on with the upstream; `None`: it has no need of it, and knows nothing.
+    pub upstream: Option<Upstream>,
     /// What it is letting go, whoever ordered it.
     pub drain: Option<Ordered>,
+    /// Devices that it lets go per second, or is about to, because the upstream did nothing for them for too long; 0: none.
+    pub forsaken_per_second: f64,
 }
 
 /// A drain as the pod sees it.

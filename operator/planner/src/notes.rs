@@ -5,6 +5,7 @@ use crate::{
     drains::late_at,
     model::{Cause, Drain, Pod, State},
     orders::DRAINED_COST,
+    rebalance,
     view::View,
     whatif::{Time, too_slow},
 };
@@ -20,6 +21,11 @@ pub enum Note {
     /// Devices are being moved to pods that have fewer.
     Rebalancing {
         /// How many, how long.
+        message: String,
+    },
+    /// The fleet is uneven, and nobody is moved yet.
+    RebalanceWaits {
+        /// How uneven, and for what.
         message: String,
     },
     /// Devices come back to the pods that they left.
@@ -45,11 +51,17 @@ pub enum Note {
 }
 
 pub(crate) fn notes(view: &View<'_>, drains: &[Drain]) -> Vec<Note> {
-    [draining(view, drains), rebalancing(view, drains), rebalance_fails(view), waiting(view, drains)]
-        .into_iter()
-        .flatten()
-        .chain(too_short(view, drains).map(|message| Note::DrainTimeoutTooShort { message }))
-        .collect()
+    [
+        draining(view, drains),
+        rebalancing(view, drains),
+        rebalance_waits(view, drains),
+        rebalance_fails(view),
+        waiting(view, drains),
+    ]
+    .into_iter()
+    .flatten()
+    .chain(too_short(view, drains).map(|message| Note::DrainTimeoutTooShort { message }))
+    .collect()
 }
 
 fn draining(view: &View<'_>, drains: &[Drain]) -> Option<Note> {
@@ -82,6 +94,12 @@ fn rebalancing(view: &View<'_>, drains: &[Drain]) -> Option<Note> {
         first.down_to
     );
     Some(Note::Rebalancing { message })
+}
+
+/// While anybody is drained, that is what it waits for.
+fn rebalance_waits(view: &View<'_>, drains: &[Drain]) -> Option<Note> {
+    let message = rebalance::waits_for(view).filter(|_| drains.is_empty())?;
+    Some(Note::RebalanceWaits { message })
 }
 
 fn rebalance_fails(view: &View<'_>) -> Option<Note> {

@@ -1,12 +1,13 @@
 //! Moving devices without a pod going: after more pods were made, a load balancer of connections leaves them empty.
 //!
 //! Begins above `skewMax` times the mean and trims every pod to half of that above the mean, so that what little comes and
-//! goes does not begin it anew. Where devices come back to the pods that they left, it is tried more and more rarely.
+//! goes does not begin it anew. Where devices come back to the pods that they left, it is tried more and more rarely. It is
+//! among pods that are ready; one that is not may be soon and is waited for, but not for ever.
 
 use crate::{
     budget::seconds_for,
-    model::{Cause, Drain, Millis, Pod, Rebalanced, State},
-    upstream::{self, Upstream},
+    model::{Cause, Deployment, Drain, Millis, Pod, Rebalanced, State},
+    upstream::Upstream,
     view::View,
 };
 
@@ -14,6 +15,8 @@ use crate::{
 const EXCESS_MIN: f64 = 5.0;
 /// A new pod is left alone for so long: those who connect now go there by themselves.
 const WARM_UP: Millis = 30_000;
+/// A pod that has not been ready for so long is left out, until it is: a node may have no room for it.
+const WAITED_FOR: Millis = 120_000;
 /// Rest after a rebalance, doubled with each that failed.
 const REST: Millis = 60_000;
 const REST_DOUBLINGS_MAX: u32 = 9;
@@ -23,9 +26,27 @@ const SLACK: Millis = 60_000;
 /// When to look again at a fleet that is uneven and waits for its turn: nothing else may change meanwhile.
 pub(crate) const LOOK: Millis = 5_000;
 
-/// Whether a rebalance may begin later although nothing changes: new pods are warming up, or the last one was not long ago.
+/// Whether a rebalance may begin later although nothing changes: new pods are warming up, a pod is waited for, or the last one
+/// was not long ago.
 pub(crate) fn waits(view: &View<'_>) -> bool {
-    view.input.spec.skew_max.is_some() && skew(view).is_some_and(|skew| skew.is_uneven(view))
+    uneven_now(view).is_some()
+}
+
+/// What a fleet that is uneven waits for, if it is more than time.
+pub(crate) fn waits_for(view: &View<'_>) -> Option<String> {
+    let skew = uneven_now(view)?;
+    let why = match sharing(view).find(|pod| !is_counted(pod)) {
+        Some(pod) if pod.ready => format!("{} is ready and cannot be asked", pod.name),
+        Some(pod) => {
+            format!("{} is not ready; it is waited for until it has not been for {} s", pod.name, WAITED_FOR / 1000)
+        }
+        None if !are_all_there(view) => {
+            format!("pods wanted: {}, there: {}", view.input.spec.replicas, view.staying_count())
+        }
+        None if view.input.upstream != Upstream::Well => "the upstream is throttling or away".to_owned(),
+        None => return None,
+    };
+    Some(format!("one pod has {} devices, the mean is {:.0}: {why}", skew.most, skew.mean))
 }
 
 /// Adds, carries on or ends the drains of a rebalance.
@@ -51,13 +72,17 @@ pub(crate) fn step(view: &View<'_>, drains: &mut Vec<Drain>) -> Rebalanced {
 
 /// Nothing else is going on, and nothing is about to.
 fn is_calm(view: &View<'_>) -> bool {
-    let settled = view.input.deployment.is_some_and(|deployment| {
-        !deployment.behind
-            && deployment.replicas == view.input.spec.replicas
-            && deployment.replicas == view.staying_count()
-    });
-    let well = upstream::of(view.input.pods.iter().filter_map(|pod| pod.load.as_ref())) == Upstream::Well;
+    let told = |deployment: Deployment| !deployment.behind && deployment.replicas == view.input.spec.replicas;
+    let settled = view.input.deployment.is_some_and(told) && are_all_there(view);
+    let well = view.input.upstream == Upstream::Well;
     settled && well && !view.rolling() && view.input.spec.skew_max.is_some() && view.input.spec.per_second > 0
+}
+
+/// As many as can be.
+fn are_all_there(view: &View<'_>) -> bool {
+    let refused = view.input.deployment.is_some_and(|deployment| deployment.refused);
+    let (wanted, there) = (view.input.spec.replicas, view.staying_count());
+    there == wanted || (refused && there < wanted)
 }
 
 fn has_rested(view: &View<'_>, before: Rebalanced) -> bool {
@@ -69,7 +94,7 @@ fn has_rested(view: &View<'_>, before: Rebalanced) -> bool {
 fn verdict(view: &View<'_>, first: &Drain, before: Rebalanced) -> Option<u32> {
     let level = first.down_to;
     let is_level = |pod: &Pod| pod.is_fresh() && pod.devices().is_some_and(|devices| devices <= level);
-    if view.staying().all(is_level) {
+    if sharing(view).all(is_level) {
         return Some(0);
     }
     let late = view.now() >= first.deadline;
@@ -82,16 +107,35 @@ struct Skew {
     most: u64,
 }
 
+/// Pods that devices are spread over.
+fn sharing<'a>(view: &View<'a>) -> impl Iterator<Item = &'a Pod> + use<'a> {
+    let now = view.now();
+    view.staying().filter(move |pod| pod.ready || now - pod.ready_changed < WAITED_FOR)
+}
+
+fn is_counted(pod: &Pod) -> bool {
+    pod.ready && pod.is_fresh()
+}
+
 /// `None` if not all pods can be counted.
 fn skew(view: &View<'_>) -> Option<Skew> {
-    let counts: Option<Vec<u64>> =
-        view.staying().map(|pod| pod.devices().filter(|_| pod.ready && pod.is_fresh())).collect();
-    let counts = counts.filter(|counts| counts.len() > 1)?;
-    let total: u64 = counts.iter().sum();
-    Some(Skew { mean: total as f64 / counts.len() as f64, most: counts.into_iter().max().unwrap_or(0) })
+    Skew::of(sharing(view).all(is_counted).then(|| sharing(view))?)
+}
+
+/// Of those that can be counted.
+fn uneven_now(view: &View<'_>) -> Option<Skew> {
+    view.input.spec.skew_max?;
+    Skew::of(view.staying().filter(|pod| is_counted(pod))).filter(|skew| skew.is_uneven(view))
 }
 
 impl Skew {
+    fn of<'a>(pods: impl Iterator<Item = &'a Pod>) -> Option<Self> {
+        let counts: Vec<u64> = pods.filter_map(Pod::devices).collect();
+        let total: u64 = counts.iter().sum();
+        let most = counts.iter().copied().max().filter(|_| counts.len() > 1)?;
+        Some(Self { mean: total as f64 / counts.len() as f64, most })
+    }
+
     fn is_uneven(&self, view: &View<'_>) -> bool {
         let most = self.most as f64;
         let limit = view.input.spec.skew_max.unwrap_or(f64::INFINITY).max(1.0);
@@ -106,19 +150,18 @@ impl Skew {
 }
 
 fn begin(view: &View<'_>, drains: &mut Vec<Drain>) {
-    let warm = view.staying().all(|pod| pod.ready && view.now() - pod.ready_changed >= WARM_UP);
+    let warm = sharing(view).all(|pod| pod.ready && view.now() - pod.ready_changed >= WARM_UP);
     let Some(skew) = skew(view).filter(|skew| warm && skew.is_uneven(view)) else { return };
     let level = skew.level(view);
     let deadline = view.now() + 2 * duration(view, level) + SLACK;
-    let above = view.staying().filter(|pod| pod.devices().is_some_and(|devices| devices > level));
+    let above = sharing(view).filter(|pod| pod.devices().is_some_and(|devices| devices > level));
     drains.extend(above.map(|pod| source(view, pod, level, view.now(), deadline)));
 }
 
 /// Those that came to be too full meanwhile.
 fn add_sources(view: &View<'_>, first: &Drain, drains: &mut Vec<Drain>) {
     let level = first.down_to;
-    let full: Vec<Drain> = view
-        .staying()
+    let full: Vec<Drain> = sharing(view)
         .filter(|pod| pod.is_fresh() && pod.devices().is_some_and(|devices| devices > level))
         .filter(|pod| !drains.iter().any(|drain| drain.pod == pod.name))
         .map(|pod| source(view, pod, level, first.started_at, first.deadline))
@@ -142,7 +185,7 @@ fn source(view: &View<'_>, pod: &Pod, level: u64, started_at: Millis, deadline: 
 
 /// How long it takes to level the fleet: who is let go comes to any pod, and is let go again if that one is full too.
 pub(crate) fn duration(view: &View<'_>, level: u64) -> Millis {
-    let counts: Vec<u64> = view.staying().filter_map(Pod::devices).collect();
+    let counts: Vec<u64> = sharing(view).filter_map(Pod::devices).collect();
     let surplus: u64 = counts.iter().map(|count| count.saturating_sub(level)).sum();
     let with_room = counts.iter().filter(|count| **count < level).count().max(1) as u64;
     let moves = surplus.saturating_mul(counts.len() as u64).div_ceil(with_room);

@@ -1,6 +1,6 @@
 //! What the upstream has to do with the number of pods: when it throttles or is away, more pods help nobody.
 
-use crate::model::Load;
+use crate::{model::Load, view::FRESH};
 
 /// How a pod, or the fleet, gets on with the upstream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -14,13 +14,15 @@ pub enum Upstream {
     Away,
 }
 
-/// Of the fleet: throttled if any pod is, away if all pods that could be asked find it so.
-pub fn of<'a>(loads: impl Iterator<Item = &'a Load>) -> Upstream {
-    let all: Vec<Upstream> = loads.map(|load| load.upstream).collect();
+/// Of the fleet, by what pods know that were heard of lately: throttled if any is, away if all find it so. While none knows
+/// anything (devices were let go, or nobody could ask), it is as it was `before`.
+pub fn of<'a>(loads: impl Iterator<Item = &'a Load>, before: Upstream) -> Upstream {
+    let known: Vec<Upstream> = loads.filter(|load| load.age <= FRESH).filter_map(|load| load.upstream).collect();
     match () {
-        () if !all.is_empty() && all.iter().all(|upstream| *upstream == Upstream::Away) => Upstream::Away,
-        () if all.contains(&Upstream::Throttled) => Upstream::Throttled,
-        () => Upstream::Well,
+        () if known.is_empty() => before,
+        () if known.contains(&Upstream::Throttled) => Upstream::Throttled,
+        () if known.contains(&Upstream::Well) => Upstream::Well,
+        () => Upstream::Away,
     }
 }
 
@@ -55,23 +57,49 @@ pub fn held<T: PartialOrd>(number: T, upstream: Upstream, keeps: Option<T>) -> O
 mod tests {
     use super::*;
 
-    fn fleet(pods: &[Upstream]) -> Upstream {
-        let load = |upstream: &Upstream| Load { connections: 1, age: 0, upstream: *upstream, drain: None };
-        of(pods.iter().map(load).collect::<Vec<_>>().iter())
+    const AWAY: Option<Upstream> = Some(Upstream::Away);
+    const THROTTLED: Option<Upstream> = Some(Upstream::Throttled);
+    const WELL: Option<Upstream> = Some(Upstream::Well);
+
+    /// Pods that were heard of so long ago.
+    fn fleet(pods: &[Option<Upstream>], age: i64, before: Upstream) -> Upstream {
+        let load = |upstream: &Option<Upstream>| Load {
+            connections: 1,
+            age,
+            upstream: *upstream,
+            drain: None,
+            forsaken_per_second: 0.0,
+        };
+        of(pods.iter().map(load).collect::<Vec<_>>().iter(), before)
     }
 
     #[test]
-    fn one_pod_that_is_throttled_is_enough_but_away_is_only_what_all_say() {
+    fn one_pod_that_is_throttled_is_enough_but_away_is_only_what_all_say_that_know() {
         use Upstream::{Away, Throttled, Well};
         for (pods, expected) in [
-            (&[][..], Well),
-            (&[Well, Well], Well),
-            (&[Well, Throttled], Throttled),
-            (&[Well, Away], Well),
-            (&[Away, Throttled], Throttled),
-            (&[Away, Away], Away),
+            (&[WELL, WELL][..], Well),
+            (&[WELL, THROTTLED], Throttled),
+            (&[WELL, AWAY], Well),
+            (&[AWAY, THROTTLED], Throttled),
+            (&[AWAY, AWAY], Away),
+            (&[AWAY, AWAY, None], Away),
+            (&[AWAY, None, WELL], Well),
+            (&[None, THROTTLED], Throttled),
+            (&[None, WELL], Well),
         ] {
-            assert_eq!(fleet(pods), expected, "{pods:?}");
+            for before in [Well, Throttled, Away] {
+                assert_eq!(fleet(pods, 0, before), expected, "{pods:?} after {before:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_known_last_holds_while_no_pod_knows_anything() {
+        use Upstream::{Away, Throttled, Well};
+        for before in [Well, Throttled, Away] {
+            assert_eq!(fleet(&[], 0, before), before);
+            assert_eq!(fleet(&[None, None], 0, before), before);
+            assert_eq!(fleet(&[WELL, AWAY], FRESH + 1, before), before, "silent pods know nothing");
         }
     }
 

@@ -19,6 +19,7 @@ struct Fleet {
     pods: Vec<Pod>,
     drains: Vec<Drain>,
     rebalanced: Rebalanced,
+    upstream: Upstream,
     ledger: Ledger,
 }
 
@@ -27,11 +28,18 @@ fn fleet(devices: &[u64]) -> Fleet {
     let count = devices.len() as u32;
     let names = ('a'..='z').map(String::from);
     Fleet {
-        spec: Spec { replicas: count, per_second: 10, self_per_second: 1, drain_timeout: 10 * MINUTE, skew_max: None },
-        deployment: Deployment { replicas: count, running: count, rolling: false, behind: false },
+        spec: Spec {
+            replicas: count,
+            per_second: 10,
+            self_per_second: 1.0,
+            drain_timeout: 10 * MINUTE,
+            skew_max: None,
+        },
+        deployment: Deployment { replicas: count, running: count, rolling: false, behind: false, refused: false },
         pods: names.zip(devices).map(|(name, devices)| pod(&name, *devices)).collect(),
         drains: Vec::new(),
         rebalanced: Rebalanced::default(),
+        upstream: Upstream::Well,
         ledger: Ledger::new(NOW - 10 * MINUTE, &[]),
     }
 }
@@ -45,7 +53,7 @@ fn pod(name: &str, connections: u64) -> Pod {
         ends: None,
         outdated: false,
         deletion_cost: None,
-        load: Some(Load { connections, age: 0, upstream: Upstream::Well, drain: None }),
+        load: Some(Load { connections, age: 0, upstream: Some(Upstream::Well), drain: None, forsaken_per_second: 0.0 }),
     }
 }
 
@@ -73,6 +81,7 @@ impl Fleet {
             pods: &self.pods,
             drains: &self.drains,
             rebalanced: self.rebalanced,
+            upstream: self.upstream,
             ledger: &self.ledger,
         })
     }
@@ -286,7 +295,7 @@ fn a_deadline_comes_before_moving_once() {
     late.ledger.confirmed("a", NOW - 4000);
     assert_eq!(late.decide().orders, [("a".to_owned(), order(Cause::Upgrade, 10, true))]);
     let too_late = rolling(&[56_000, 50, 0]);
-    let message = "56000 devices have 415 s until a has a quarter of its time left and need 5600 s at 10/s: the rest of them goes \
+    let message = "56000 devices have 445 s until a has a quarter of its time left and need 5600 s at 10/s: the rest of them goes \
                    as fast as it must; raise reconnects.perSecond or reconnects.drainTimeout (600 s)";
     let expected = Note::DrainTimeoutTooShort { message: message.to_owned() };
     assert!(too_late.decide().notes.contains(&expected), "{:?}", too_late.decide().notes);
@@ -297,7 +306,7 @@ fn all_end(devices: &[u64], passed: i64) -> Fleet {
     let mut fleet = fleet(devices);
     fleet.spec.drain_timeout = 60 * MINUTE;
     for pod in &mut fleet.pods {
-        (pod.ready, pod.ends) = (false, Some(NOW - passed + 60 * MINUTE + 30_000));
+        (pod.ready, pod.ends) = (false, Some(NOW - passed + 60 * MINUTE));
     }
     fleet
 }
@@ -423,6 +432,58 @@ fn pods_that_end_share_the_budget_with_a_reserve_for_those_that_follow_nobody() 
 }
 
 #[test]
+fn what_pods_let_go_for_want_of_an_upstream_is_taken_from_what_others_are_told() {
+    let rates = |forsaken: [f64; 2], share: f64| {
+        let mut seen = fleet(&[50, 50, 50]).wants(2).pod(2, left);
+        seen = seen.with(Drain { per_second: 10, ..drain("c", Cause::ScaleIn, State::Draining) });
+        for (pod, per_second) in seen.pods.iter_mut().zip(forsaken) {
+            pod.load.as_mut().unwrap().forsaken_per_second = per_second;
+        }
+        seen.spec.self_per_second = share;
+        let decision = seen.decide();
+        (decision.orders[0].1.per_second(), decision.alone.into_values().collect::<Vec<_>>())
+    };
+    assert_eq!(rates([0.0, 0.0], 2.0), (10, vec![]));
+    assert_eq!(rates([2.0, 2.0], 2.0), (6, vec![2, 2]));
+    assert_eq!(rates([2.0, 0.0], 3.0), (7, vec![3]), "the newest share may be in force already");
+    assert_eq!(rates([0.25, 0.25], 0.25), (9, vec![1]), "parts of devices are counted together");
+    // an empty one lets go whoever comes
+    let mut empty = fleet(&[0, 50, 50]).wants(2).pod(2, left);
+    empty.pods[0].load.as_mut().unwrap().forsaken_per_second = 2.0;
+    let written = Drain { per_second: 10, ..drain("c", Cause::ScaleIn, State::Draining) };
+    assert_eq!(empty.with(written).decide().orders, [("c".to_owned(), order(Cause::ScaleIn, 8, true))]);
+    // the one that is drained goes at one pace or the other
+    let mut itself = fleet(&[50, 50, 50]).wants(2).pod(2, left);
+    itself.pods[2].load.as_mut().unwrap().forsaken_per_second = 2.0;
+    let written = Drain { per_second: 10, ..drain("c", Cause::ScaleIn, State::Draining) };
+    let decision = itself.with(written).decide();
+    assert_eq!(decision.orders, [("c".to_owned(), order(Cause::ScaleIn, 10, true))]);
+}
+
+#[test]
+fn what_pods_let_go_for_want_of_an_upstream_counts_for_the_second_after_it() {
+    let mut seen = fleet(&[50, 50]).wants(1).pod(1, left);
+    seen = seen.with(Drain { per_second: 10, ..drain("b", Cause::ScaleIn, State::Draining) });
+    seen.ledger.looked(&BTreeMap::from([("a".to_owned(), 4)]), NOW - 2000);
+    seen.ledger.looked(&BTreeMap::new(), NOW - 900);
+    assert_eq!(seen.decide().orders, [("b".to_owned(), order(Cause::ScaleIn, 6, true))]);
+    seen.ledger.looked(&BTreeMap::new(), NOW);
+    seen.ledger.looked(&BTreeMap::new(), NOW + 200);
+    let later = Input {
+        now: NOW + 200,
+        epoch: EPOCH,
+        spec: seen.spec,
+        deployment: Some(seen.deployment),
+        pods: &seen.pods,
+        drains: &seen.drains,
+        rebalanced: seen.rebalanced,
+        ledger: &seen.ledger,
+        upstream: seen.upstream,
+    };
+    assert_eq!(plan(&later).orders, [("b".to_owned(), order(Cause::ScaleIn, 10, true))]);
+}
+
+#[test]
 fn new_pods_are_filled_from_the_fullest() {
     let mut uneven = fleet(&[60, 60, 0]);
     assert_eq!(uneven.decide().drains, [], "nobody asked for it");
@@ -434,10 +495,7 @@ fn new_pods_are_filled_from_the_fullest() {
     for (what, other) in [
         ("a pod is new", uneven.clone().pod(2, |pod| pod.ready_changed = NOW - 5000)),
         ("a pod is silent", uneven.clone().pod(2, |pod| pod.load.as_mut().unwrap().age = MINUTE)),
-        (
-            "the upstream throttles",
-            uneven.clone().pod(2, |pod| pod.load.as_mut().unwrap().upstream = Upstream::Throttled),
-        ),
+        ("the upstream throttles", Fleet { upstream: Upstream::Throttled, ..uneven.clone() }),
         ("another pod is to come", uneven.clone().wants(4)),
         ("a rollout is under way", uneven.clone().pod(0, |pod| pod.outdated = true)),
     ] {
@@ -455,6 +513,68 @@ fn a_fleet_that_is_uneven_is_looked_at_again_although_nothing_changes() {
     let mut even = fleet(&[40, 41, 39]);
     even.spec.skew_max = Some(1.2);
     assert_eq!(even.decide().again_in, None);
+}
+
+#[test]
+fn a_pod_that_is_not_ready_is_waited_for_and_then_left_out() {
+    let beside = |not_ready_for: i64| {
+        let mut uneven = fleet(&[60, 60, 0, 0]).pod(3, |pod| {
+            (pod.ready, pod.running, pod.load, pod.ready_changed) = (false, false, None, NOW - not_ready_for);
+        });
+        uneven.spec.skew_max = Some(1.2);
+        uneven
+    };
+    let said = |decision: &Decision| decision.notes.clone();
+    let waits = beside(119_000).decide();
+    assert_eq!((&waits.drains[..], waits.again_in), (&[][..], Some(5000)));
+    let message =
+        "one pod has 60 devices, the mean is 40: d is not ready; it is waited for until it has not been for 120 s";
+    assert_eq!(said(&waits), [Note::RebalanceWaits { message: message.to_owned() }]);
+    // 40 is the mean of those that are ready
+    let left_out = beside(120_000).decide();
+    let moved: Vec<_> = left_out.drains.iter().map(|drain| (drain.pod.as_str(), drain.down_to)).collect();
+    assert_eq!(moved, [("a", 44), ("b", 44)]);
+    // it is over when those are level, and begins anew when it is ready after all
+    let source = |pod| Drain { down_to: 44, ..drain(pod, Cause::Rebalance, State::Draining) };
+    let mut level = beside(10 * MINUTE).with(source("a")).with(source("b"));
+    for (pod, devices) in level.pods.iter_mut().zip([44, 40, 36]) {
+        pod.load.as_mut().unwrap().connections = devices;
+    }
+    let over = level.clone().decide();
+    assert!(over.drains.iter().all(|drain| drain.state == State::Undoing), "{:?}", over.drains);
+    assert_eq!(over.rebalanced, Rebalanced { ended_at: Some(NOW), failures: 0 });
+    level.drains.clear();
+    let come = level.clone().pod(3, |pod| *pod = Pod { ready_changed: NOW - 29_000, ..self::pod("d", 0) });
+    assert_eq!(come.decide().drains, [], "it warms up");
+    let warm = level.pod(3, |pod| *pod = Pod { ready_changed: NOW - 30_000, ..self::pod("d", 0) });
+    assert_eq!(warm.decide().drains.len(), 3);
+}
+
+#[test]
+fn what_an_uneven_fleet_waits_for_is_said() {
+    let said = |fleet: Fleet| {
+        let mut notes = fleet.decide().notes.into_iter();
+        notes.find_map(|note| if let Note::RebalanceWaits { message } = note { Some(message) } else { None })
+    };
+    let mut uneven = fleet(&[60, 60, 0]);
+    uneven.spec.skew_max = Some(1.2);
+    let check = |fleet: Fleet, expected: Option<&str>| assert_eq!(said(fleet).as_deref(), expected);
+    check(uneven.clone(), None);
+    let silent = |pod: &mut Pod| pod.load.as_mut().unwrap().age = MINUTE;
+    let mut fourth = fleet(&[60, 60, 0, 0]).pod(3, silent);
+    fourth.spec.skew_max = Some(1.2);
+    check(fourth, Some("one pod has 60 devices, the mean is 40: d is ready and cannot be asked"));
+    let mut missing = uneven.clone().wants(5);
+    missing.deployment.replicas = 5;
+    assert_eq!(missing.decide().drains, []);
+    check(missing.clone(), Some("one pod has 60 devices, the mean is 40: pods wanted: 5, there: 3"));
+    missing.deployment.refused = true;
+    assert_eq!(missing.decide().drains.len(), 2, "what cannot be is not waited for");
+    check(missing, None);
+    check(
+        Fleet { upstream: Upstream::Away, ..uneven },
+        Some("one pod has 60 devices, the mean is 40: the upstream is throttling or away"),
+    );
 }
 
 #[test]
@@ -501,6 +621,7 @@ fn without_a_deployment_nothing_is_told() {
         pods: &[],
         drains: &[],
         rebalanced: fleet.rebalanced,
+        upstream: fleet.upstream,
         ledger: &fleet.ledger,
     };
     assert_eq!(plan(&input).replicas, None);

@@ -15,7 +15,7 @@ use crate::{
     kinds::POD,
     observe::{Observed, Way, mirror::Name},
     orders::{self, Book},
-    pods::{Fleet, Lost, Order},
+    pods::{Fleet, Lost, Order, OrderError},
     scaling::{self, Plan},
 };
 
@@ -60,15 +60,20 @@ impl World {
             let (fleet, order) = (fleet.clone(), translated(order, epoch));
             async move {
                 if self.writer.leadership.epoch() != Some(epoch) {
-                    return Err("another replica leads".to_owned());
+                    return Err(NotTaken::NotLeading);
                 }
                 debug!(%fleet, pod, ?order, "told");
-                self.pods.order(&fleet, &pod, order).await.map(drop).map_err(|error| error.to_string())
+                self.pods.order(&fleet, &pod, order).await.map(drop).map_err(NotTaken::Pod)
             }
         };
         let carried = orders::carry_out(plan, ledger, || scaling::millis(Timestamp::now()), tell).await;
         for (pod, why) in carried.failed {
-            warn!(gateway = %name, pod, why, "an order was not taken");
+            if let NotTaken::Pod(OrderError::Unknown) = why {
+                // it starts, or is gone already
+                debug!(gateway = %name, pod, %why, "an order was not taken");
+            } else {
+                warn!(gateway = %name, pod, %why, "an order was not taken");
+            }
         }
         if self.writer.leadership.epoch() == Some(epoch) {
             return Ok(());
@@ -98,15 +103,30 @@ impl World {
     pub(super) fn count(&self, gateway: &ProtocolGateway, plan: &Plan) {
         let name = Name::of(&gateway.metadata);
         self.metrics.forget_drains(&name.namespace, &name.name);
-        let mut taken = 0;
         for drain in &plan.drains {
-            taken += drain.rate_per_second;
             let cause = format!("{:?}", drain.cause);
             self.metrics.drains.with_label_values(&[&name.namespace, &name.name, &cause]).inc();
         }
-        let left = gateway.spec.reconnects.per_second.saturating_sub(taken).max(0);
+        let left = unused(gateway.spec.reconnects.per_second, plan);
         self.metrics.reconnect_budget.with_label_values(&[&name.namespace, &name.name]).set(left as f64);
     }
+}
+
+/// What nobody uses of a budget: neither by a drain nor, beside it, alone.
+fn unused(per_second: i64, plan: &Plan) -> i64 {
+    let is_drained = |pod: &str| plan.drains.iter().any(|drain| drain.pod == pod);
+    let drained: i64 = plan.drains.iter().map(|drain| drain.rate_per_second).sum();
+    let alone = plan.alone.iter().filter(|(pod, _)| !is_drained(pod)).map(|(_, rate)| i64::from(*rate));
+    (per_second - drained - alone.sum::<i64>()).max(0)
+}
+
+/// Why an order was not taken.
+#[derive(Debug, thiserror::Error)]
+enum NotTaken {
+    #[error("another replica leads")]
+    NotLeading,
+    #[error(transparent)]
+    Pod(OrderError),
 }
 
 /// An order in the words of pods.
@@ -121,5 +141,39 @@ fn translated(order: planner::Order, epoch: i64) -> Order {
             down_to: drain.down_to,
             leave: drain.leave,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crds::status::Drain;
+    use serde_json::json;
+
+    use super::*;
+
+    fn drain(pod: &str, rate_per_second: i64) -> Drain {
+        let time = "2026-01-01T00:00:00Z";
+        let drain = json!({
+            "pod": pod, "cause": "ScaleIn", "state": "Draining", "startedAt": time, "deadline": time, "remaining": 5,
+            "ratePerSecond": rate_per_second, "downTo": 0, "epoch": 1,
+        });
+        serde_json::from_value(drain).expect("it is a drain")
+    }
+
+    #[test]
+    fn what_pods_let_go_alone_is_used_and_counts_once() {
+        let check = |drains: &[(&str, i64)], alone: &[(&str, u32)], expected: i64| {
+            let plan = Plan {
+                drains: drains.iter().map(|(pod, rate)| drain(pod, *rate)).collect(),
+                alone: alone.iter().map(|(pod, rate)| ((*pod).to_owned(), *rate)).collect(),
+                ..Plan::default()
+            };
+            assert_eq!(unused(10, &plan), expected, "{drains:?} {alone:?}");
+        };
+        check(&[], &[], 10);
+        check(&[("a", 4)], &[], 6);
+        check(&[("a", 4)], &[("b", 3)], 3);
+        check(&[("a", 4)], &[("a", 3)], 6);
+        check(&[("a", 8)], &[("b", 3)], 0);
     }
 }

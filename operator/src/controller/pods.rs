@@ -78,9 +78,11 @@ fn load(report: &Report) -> Option<Load> {
         connections: number(said.connections.saturating_add(said.handshaking)),
         age_s: number(report.stale_for.as_secs()),
         upstream_failing: said.upstream.failing.clone(),
+        upstream_unknown: said.upstream.connected == Some(false) && said.upstream.failing.is_none(),
         upstream_throttled: said.upstream.throttled,
         drain,
         config_in_force: Some(said.config.in_force.clone()).filter(|hash| !hash.is_empty()),
+        forsaken_per_second: said.upstream.let_go_per_second.unwrap_or(0.0),
         config_problem: said.config.problem.clone(),
         secrets_problem: said.secrets_problem.clone(),
     })
@@ -108,11 +110,8 @@ impl Held {
     fn new(gateway: &ProtocolGateway, observed: &Observed, reading: Option<Reading>, before: Option<Self>) -> Self {
         let mut running = observed.pods.iter().filter(|pod| !pod.stopped).peekable();
         let heard = running.peek().is_some() && running.all(|pod| pod.load.is_some());
-        let silent = observed.pods.iter().all(|pod| pod.load.is_none());
-        // pods that nobody asked yet are as the status says
-        let upstream = if silent { upstream_before(gateway) } else { scaling::upstream(observed) };
         let mut held = Self {
-            upstream,
+            upstream: scaling::upstream(gateway, observed),
             replicas: u32::try_from(gateway.spec.replicas).unwrap_or(0),
             target: scaling::bounds(gateway).map(|bounds| bounds.target),
             heard,
@@ -146,21 +145,10 @@ impl Held {
     }
 }
 
-/// How the fleet got on with the upstream by the last status.
-fn upstream_before(gateway: &ProtocolGateway) -> Upstream {
-    let mut conditions = gateway.status.iter().flat_map(|status| &status.conditions);
-    let saturated = conditions.find(|condition| condition.type_ == "UpstreamSaturated" && condition.status == "True");
-    match saturated.map(|saturated| saturated.reason.as_str()) {
-        None => Upstream::Well,
-        Some("Away") => Upstream::Away,
-        Some(_) => Upstream::Throttled,
-    }
-}
-
 /// What the last status says, if the upstream was well then: connections that came since are no reason for more pods.
 fn read_before(gateway: &ProtocolGateway) -> Reading {
     let connections = gateway.status.as_ref().and_then(|status| u64::try_from(status.connections?).ok());
-    let connections = connections.filter(|_| upstream_before(gateway) == Upstream::Well);
+    let connections = connections.filter(|_| scaling::upstream_before(gateway) == Upstream::Well);
     Reading { connections, ..Reading::default() }
 }
 

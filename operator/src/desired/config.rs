@@ -5,7 +5,7 @@ use crds::ProtocolGatewaySpec;
 use gateway_core::config::{Admin, AdminTls, GatewayConfig, Quantity, Rate};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::core::DynamicObject;
-use planner::budget::{ALONE_AFTER, alone_share};
+use planner::budget::{alone_after, alone_share};
 
 use super::{Checked, Context, Invalid, Problem, object};
 use crate::{names, observe::Observed, secrets};
@@ -27,11 +27,17 @@ pub(super) fn wanted(context: &Context<'_>) -> Result<Checked, Invalid> {
         tls: Some(AdminTls { secret_name: control.clone(), client_ca_secret_name: control }),
     };
     let mut config = spec.gateway_config(Some(serving_secret(context)), admin);
-    config.limits.drain_per_second = Some(Rate(drain_per_second(spec, context.observed.pods.len())));
-    config.limits.drain_alone_after = Some(Quantity(format!("{}s", ALONE_AFTER / 1000)));
-    config.limits.drain_timeout = Some(spec.reconnects.drain_timeout.clone());
+    follow_budget(&mut config, context);
     let settings = config.check().map_err(Invalid)?;
     Ok(Checked { config, settings })
+}
+
+/// Pods that go alone keep to the budget that the planner reckons with.
+fn follow_budget(config: &mut GatewayConfig, context: &Context<'_>) {
+    let spec = &context.gateway.spec;
+    config.limits.drain_per_second = Some(Rate(drain_per_second(spec, context.observed.pods.len())));
+    config.limits.drain_alone_after = Some(Quantity(drain_alone_after(context.installation.lease_seconds)));
+    config.limits.drain_timeout = Some(spec.reconnects.drain_timeout.clone());
 }
 
 /// One pod's share of the budget where nobody coordinates them; `pods` is how many there are.
@@ -39,6 +45,12 @@ pub fn drain_per_second(spec: &ProtocolGatewaySpec, pods: usize) -> f64 {
     let most = spec.scaling.as_ref().map_or(spec.replicas, |scaling| scaling.max_replicas.max(spec.replicas));
     let per_second = u32::try_from(spec.reconnects.per_second).unwrap_or(0);
     alone_share(per_second, u32::try_from(most).unwrap_or(0), u32::try_from(pods).unwrap_or(u32::MAX))
+}
+
+/// How long a pod waits for an order before it goes alone, in whole seconds.
+fn drain_alone_after(lease_seconds: u16) -> String {
+    let alone_after = alone_after(i64::from(lease_seconds) * 1000).unsigned_abs();
+    format!("{}s", alone_after.div_ceil(1000))
 }
 
 /// The Secret with the listeners' certificate: the user's, or the one that we or cert-manager fill.
@@ -51,6 +63,15 @@ pub(super) fn in_force(observed: &Observed) -> Option<Checked> {
     let config = GatewayConfig::parse(observed.config_in_force.as_deref()?).ok()?;
     let settings = config.check().ok()?;
     Some(Checked { config, settings })
+}
+
+/// The same, but for the budget, which follows the spec whatever else of it cannot be followed.
+pub(super) fn last_good(context: &Context<'_>) -> Option<Checked> {
+    let before = in_force(context.observed)?;
+    let mut config = before.config.clone();
+    follow_budget(&mut config, context);
+    let settings = config.check();
+    Some(settings.map_or(before, |settings| Checked { config, settings }))
 }
 
 /// What is wrong with the Secrets that users make.
@@ -83,4 +104,26 @@ pub(super) fn started_with(checked: &Checked) -> String {
 /// What names a configuration's text, as pods say it of theirs: the first 8 bytes of its SHA-256 in lower-case hexadecimal.
 pub fn hash(text: &str) -> String {
     secrets::hex(&digest::digest(&digest::SHA256, text.as_bytes()).as_ref()[..8])
+}
+
+#[cfg(test)]
+mod tests {
+    use gateway_core::config::Quantity;
+
+    use super::drain_alone_after;
+
+    #[test]
+    fn pods_wait_for_orders_for_as_long_as_the_lease_may_make_them_late() {
+        let check = |lease_seconds, expected: &str| {
+            let text = drain_alone_after(lease_seconds);
+            assert_eq!(text, expected, "{lease_seconds} s");
+            let time = Quantity(text).duration().expect("it is a time");
+            assert!(time.as_secs() <= 3600, "the gateway takes no more than an hour");
+        };
+        check(3, "31s");
+        check(15, "31s");
+        check(16, "32s");
+        check(30, "41s");
+        check(300, "221s");
+    }
 }

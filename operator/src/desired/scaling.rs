@@ -47,7 +47,7 @@ fn autoscaler(context: &Context<'_>) -> Option<DynamicObject> {
     };
     let scale_down_s = wanted.scale_down_after.duration().map_or(900, |after| after.as_secs().min(3600) as i32);
     // an upstream that is the bottleneck makes pods work in vain: more of them would not help
-    let cpu = wanted.cpu_utilization.filter(|_| scaling::upstream(observed) == Upstream::Well);
+    let cpu = wanted.cpu_utilization.filter(|_| scaling::upstream(context.gateway, observed) == Upstream::Well);
     let connections = connections(&target, wanted.connections_per_replica);
     let spec = HorizontalPodAutoscalerSpec {
         scale_target_ref: target,

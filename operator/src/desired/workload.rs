@@ -31,7 +31,7 @@ const SECRETS_DIRECTORY: &str = "/etc/gateway/secrets";
 /// User and group of the image.
 const USER: i64 = 65532;
 /// What a pod needs beyond draining and settling to end.
-const GRACE_MARGIN_S: u64 = 10;
+pub const GRACE_MARGIN_S: u64 = 10;
 /// Name of the port of health, metrics and orders.
 pub const ADMIN_PORT: &str = "admin";
 /// Name of the port at which the kubelet asks.

@@ -5,7 +5,11 @@ use std::{
     net::IpAddr,
 };
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::{
+    api::core::v1::{ContainerStatus, Pod, PodStatus},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 
 use super::PodFacts;
 use crate::{names, observe::mirror::Name, orders};
@@ -49,6 +53,7 @@ pub fn seen(pod: &Pod) -> SeenPod {
             ports: ports(pod),
             deletion_cost: annotation(orders::DELETION_COST).and_then(|cost| cost.parse().ok()),
             terminating: metadata.deletion_timestamp.is_some(),
+            told: told(metadata),
             ends: metadata.deletion_timestamp.as_ref().map(|time| time.0),
             trouble: trouble(&status),
             ..PodFacts::default()
@@ -57,6 +62,12 @@ pub fn seen(pod: &Pod) -> SeenPod {
         address: status.pod_ip.as_ref().and_then(|address| address.parse().ok()),
         secrets: secrets(pod),
     }
+}
+
+/// When it was told to stop: what is written is when that, and its grace with it, will be over.
+fn told(metadata: &ObjectMeta) -> Option<Timestamp> {
+    let grace = SignedDuration::from_secs(metadata.deletion_grace_period_seconds?);
+    metadata.deletion_timestamp.as_ref()?.0.checked_sub(grace).ok()
 }
 
 fn ports(pod: &Pod) -> BTreeMap<String, u16> {
@@ -91,17 +102,26 @@ fn trouble(status: &PodStatus) -> Option<String> {
 }
 
 fn container_trouble(container: &ContainerStatus) -> Option<String> {
-    let waiting = container.state.as_ref()?.waiting.as_ref()?;
-    let reason = waiting.reason.as_deref();
+    let state = container.state.as_ref()?;
+    let (waiting, reason) =
+        (state.waiting.as_ref(), state.waiting.as_ref().and_then(|waiting| waiting.reason.as_deref()));
+    // what crashes runs for a moment between two waits: the same is said of it then
+    let again = waiting.is_none() && !container.ready && container.restart_count > 1;
+    if again || reason == Some(CRASHES) {
+        // what it said before it ended tells more than that it waits to be started again
+        let last = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
+        let last = state.terminated.as_ref().or(last);
+        let ended = last.map(|last| format!("; ended with code {}", last.exit_code)).unwrap_or_default();
+        return Some(format!("{CRASHES}{ended}"));
+    }
     if matches!(reason, None | Some("ContainerCreating" | "PodInitializing")) {
         return None;
     }
-    // what it said before it ended tells more than that it waits to be started again
-    let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
-    let ended = last.map(|last| format!("; ended with code {}", last.exit_code)).unwrap_or_default();
-    let message = waiting.message.as_deref().filter(|_| reason != Some("CrashLoopBackOff"));
-    Some(format!("{}{ended}", said(reason, message)))
+    Some(said(reason, waiting.and_then(|waiting| waiting.message.as_deref())))
 }
+
+/// The kubelet's word for a container that ends again and again.
+const CRASHES: &str = "CrashLoopBackOff";
 
 fn said(reason: Option<&str>, message: Option<&str>) -> String {
     let parts: Vec<&str> = [reason, message].into_iter().flatten().filter(|part| !part.is_empty()).collect();
@@ -133,6 +153,14 @@ mod tests {
         check(&crashes, Some("CrashLoopBackOff"));
         crashes["containerStatuses"][0]["lastState"] = json!({"terminated": {"exitCode": 2}});
         check(&crashes, Some("CrashLoopBackOff; ended with code 2"));
+        let container = &mut crashes["containerStatuses"][0];
+        (container["state"], container["restartCount"]) = (json!({"running": {}}), json!(2));
+        check(&crashes, Some("CrashLoopBackOff; ended with code 2"));
+        crashes["containerStatuses"][0]["state"] = json!({"terminated": {"exitCode": 3}});
+        check(&crashes, Some("CrashLoopBackOff; ended with code 3"));
+        crashes["containerStatuses"][0]["state"] = json!({"running": {}});
+        crashes["containerStatuses"][0]["ready"] = json!(true);
+        check(&crashes, None);
         let unscheduled =
             json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes"});
         check(&json!({"conditions": [unscheduled]}), Some("Unschedulable: 0/2 nodes"));
@@ -159,6 +187,24 @@ mod tests {
         assert_eq!(seen.secrets, ["gw-tls".to_owned()].into());
         assert_eq!(seen.facts.ports, [("mqtts".to_owned(), 8883)].into());
         assert_eq!(seen.facts.started_with.as_deref(), Some("00ff"));
+    }
+
+    #[test]
+    fn when_a_pod_was_told_to_stop_is_its_grace_before_it_is_killed() {
+        let check = |metadata: &Value, expected: (bool, Option<&str>, Option<&str>)| {
+            let pod = json!({"metadata": metadata});
+            let facts = seen(&serde_json::from_value(pod).expect("it is a pod")).facts;
+            let time = |time: &str| time.parse::<Timestamp>().expect("it is a time");
+            let (told, ends) = (expected.1.map(time), expected.2.map(time));
+            assert_eq!((facts.terminating, facts.told, facts.ends), (expected.0, told, ends), "{metadata}");
+        };
+        check(&json!({"name": "gw-0"}), (false, None, None));
+        let at = "2026-11-21T12:07:10Z";
+        check(&json!({"deletionTimestamp": at}), (true, None, Some(at)));
+        check(
+            &json!({"deletionTimestamp": at, "deletionGracePeriodSeconds": 430}),
+            (true, Some("2026-11-21T12:00:00Z"), Some(at)),
+        );
     }
 
     #[test]

@@ -44,15 +44,21 @@ pub struct Load {
 }
 
 /// The broker's side of a pod.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Upstream {
+    /// A connection is open; absent in gateways that do not say so.
+    #[serde(default)]
+    pub connected: Option<bool>,
     /// Why its connections fail, if they do.
     #[serde(default)]
     pub failing: Option<String>,
     /// The broker asked it to be slower.
     #[serde(default)]
     pub throttled: bool,
+    /// Devices that it lets go per second, or is about to, because the broker did nothing for them for too long.
+    #[serde(default)]
+    pub let_go_per_second: Option<f64>,
 }
 
 /// The configuration a pod runs by.
@@ -142,9 +148,13 @@ impl Load {
         if let Some(nonsense) = above(&counts, CONNECTIONS_MAX).or_else(|| above(&totals, TOTAL_MAX)) {
             return Err(nonsense);
         }
-        match drain.map(|drain| drain.per_second) {
-            Some(rate) if !rate.is_finite() || rate < 0.0 => Err(Nonsense(format!("drain.perSecond {rate}"))),
-            _ => Ok(()),
+        let rates = [
+            ("drain.perSecond", drain.map(|drain| drain.per_second)),
+            ("upstream.letGoPerSecond", self.upstream.let_go_per_second),
+        ];
+        match rates.iter().find(|(_, rate)| rate.is_some_and(|rate| !rate.is_finite() || rate < 0.0)) {
+            Some((name, rate)) => Err(Nonsense(format!("{name} {}", rate.unwrap_or_default()))),
+            None => Ok(()),
         }
     }
 
@@ -173,7 +183,7 @@ mod tests {
     fn answer() -> Value {
         json!({
             "connections": 3, "handshaking": 1, "connectsTotal": 10, "messagesTotal": 99, "letGoTotal": 2, "ready": true,
-            "upstream": {"failing": null, "throttled": false},
+            "upstream": {"connected": true, "failing": null, "throttled": false},
             "config": {"inForce": "00ff", "problem": null, "needsRestart": ["listeners"]},
             "secretsProblem": null,
             "drain": {"cause": "ScaleIn", "epoch": 7, "state": "Paused", "perSecond": 2.5, "downTo": 1, "remaining": 2, "letGo": 2},
@@ -210,6 +220,9 @@ mod tests {
         check("/messagesTotal", json!((1u64 << 53) + 1), "messagesTotal");
         check("/connectsTotal", Value::Null, "invalid type");
         check("/drain/perSecond", json!(-0.5), "perSecond");
+        check("/upstream", json!({"letGoPerSecond": -1}), "upstream.letGoPerSecond -1");
+        check("/upstream", json!({"letGoPerSecond": 0.125}), "");
+        check("/upstream", json!({"letGoPerSecond": null}), "");
         check("/drain/state", json!("Sleeping"), "unknown variant");
         check("/drain", Value::Null, "");
         check("/upstream", json!({"failing": null, "throttled": true, "new": [1]}), "");

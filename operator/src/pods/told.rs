@@ -77,7 +77,8 @@ mod tests {
             Facts { ready: true, ..Facts::default() },
             Facts { answers: true, ..Facts::default() },
             Facts { served: Some("01".to_owned()), ..Facts::default() },
-            Facts { upstream: Upstream { failing: None, throttled: true }, ..Facts::default() },
+            Facts { upstream: Upstream { throttled: true, ..Upstream::default() }, ..Facts::default() },
+            Facts { upstream: Upstream { let_go_per_second: Some(0.5), ..Upstream::default() }, ..Facts::default() },
         ] {
             let now = Told { facts, ..Told::default() };
             assert!(notable(&before, &now, Duration::ZERO), "{now:?}");

@@ -2,18 +2,19 @@
 
 mod certificate;
 mod configuration;
+mod missing;
 mod scaling;
 
 use crds::{ProtocolGateway, cluster::ServiceType};
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
+use self::missing::trouble;
 use crate::{
     desired::{Desired, Invalid, count},
     observe::{CustomMetrics, DeploymentFacts, Observed, PodFacts},
     scaling::Plan,
 };
-
-pub(crate) use self::configuration::due;
 
 /// What a condition says.
 struct Verdict {
@@ -37,8 +38,8 @@ pub(super) fn conditions(
 ) -> Vec<Condition> {
     let mut verdicts = vec![
         ("Ready", ready(gateway, observed, decided)),
-        ("Progressing", progressing(gateway, observed, decided)),
-        ("Degraded", degraded(observed, decided)),
+        ("Progressing", progressing(gateway, observed, plan, decided)),
+        ("Degraded", degraded(gateway, observed, plan, decided)),
         ("CertificateServed", certificate::served(gateway, observed)),
         ("UpstreamConnected", upstream_connected(observed)),
     ];
@@ -47,6 +48,11 @@ pub(super) fn conditions(
     }
     verdicts.extend(scaling::verdicts(gateway, observed, plan));
     verdicts.into_iter().map(|(type_, verdict)| condition(gateway, observed, type_, verdict)).collect()
+}
+
+/// When they may say something else although nothing changes.
+pub(super) fn due(gateway: &ProtocolGateway, observed: &Observed) -> impl Iterator<Item = Timestamp> {
+    missing::due(gateway, observed).chain(configuration::due(observed))
 }
 
 /// The time is that of the last change of `status`, whatever else changes.
@@ -91,13 +97,10 @@ fn ready(gateway: &ProtocolGateway, observed: &Observed, decided: &Decided) -> V
     if let Some(trouble) = upstream_trouble(observed) {
         return verdict(false, "UpstreamFailing", trouble);
     }
-    let message = format!("pods ready: {ready}, wanted: {wanted}");
+    let words = if ready < wanted { trouble(observed) } else { String::new() };
+    let message = format!("pods ready: {ready}, wanted: {wanted}{words}");
     // one may be missing at any time: a rollout, a node that is emptied
-    if ready + 1 >= wanted {
-        verdict(true, "PodsReady", message)
-    } else {
-        verdict(false, "PodsNotReady", format!("{message}{}", trouble(observed)))
-    }
+    if ready + 1 >= wanted { verdict(true, "PodsReady", message) } else { verdict(false, "PodsNotReady", message) }
 }
 
 fn not_ready(observed: &Observed, decided: &Decided) -> Verdict {
@@ -111,32 +114,22 @@ fn not_ready(observed: &Observed, decided: &Decided) -> Verdict {
     }
 }
 
-/// What keeps pods from running: the first of it, for messages.
-fn trouble(observed: &Observed) -> String {
-    let first = observed.pods.iter().filter(|pod| !pod.terminating).find_map(|pod| Some((pod, pod.trouble.as_ref()?)));
-    first.map(|(pod, trouble)| format!("; {}: {trouble}", pod.name)).unwrap_or_default()
-}
-
-fn progressing(gateway: &ProtocolGateway, observed: &Observed, decided: &Decided) -> Verdict {
+fn progressing(gateway: &ProtocolGateway, observed: &Observed, plan: &Plan, decided: &Decided) -> Verdict {
     let Some(deployment) = &observed.deployment else {
         let blocked = decided.as_ref().map_or(true, |desired| desired.replicas.is_none());
         return if blocked {
-            verdict(false, "Blocked", "waits for what Degraded says")
+            verdict(false, "Blocked", BLOCKED)
         } else {
             verdict(true, "Creating", "the pods are being made")
         };
     };
     let status = &deployment.status;
     let (updated, replicas) = (status.updated_replicas.unwrap_or(0), status.replicas.unwrap_or(0));
-    let stuck = status.conditions.iter().flatten().find(|condition| {
-        condition.type_ == "Progressing" && condition.reason.as_deref() == Some("ProgressDeadlineExceeded")
-    });
-    if stuck.is_some() {
-        let message = format!("the rollout does not go on: {updated} of {replicas} pods are new{}", trouble(observed));
+    if let Some(message) = missing::stuck(observed) {
         return verdict(false, "RolloutStuck", message);
     }
     if is_rolling(deployment) || replicas < deployment.replicas {
-        let message = format!("{updated} of {} pods are new", deployment.replicas);
+        let message = format!("{updated} of {} pods are new{}", deployment.replicas, trouble(observed));
         return verdict(true, "RollingOut", message);
     }
     if gateway.spec.replicas != deployment.replicas {
@@ -144,8 +137,9 @@ fn progressing(gateway: &ProtocolGateway, observed: &Observed, decided: &Decided
         let how = if to < from { ": pods are drained before they go" } else { "" };
         return verdict(true, "Scaling", format!("from {from} to {to} pods{how}"));
     }
-    if let Some(spreading) = configuration::spreading(observed) {
-        return spreading;
+    let starting = starting(gateway, observed, plan);
+    if let Some(verdict) = starting.or_else(|| configuration::spreading(observed)) {
+        return verdict;
     }
     if gateway.spec.service.type_ == ServiceType::LoadBalancer && !has_address(observed) {
         return verdict(
@@ -157,19 +151,33 @@ fn progressing(gateway: &ProtocolGateway, observed: &Observed, decided: &Decided
     verdict(false, "Settled", "nothing is under way")
 }
 
+/// All pods are of the newest template, and not all are ready.
+fn starting(gateway: &ProtocolGateway, observed: &Observed, plan: &Plan) -> Option<Verdict> {
+    if missing::problem(gateway, observed, plan).is_some() {
+        return Some(verdict(false, "Blocked", BLOCKED));
+    }
+    let ready = count(observed.pods.iter().filter(|pod| pod.ready && !pod.terminating));
+    let wanted = gateway.spec.replicas;
+    (ready < wanted)
+        .then(|| verdict(true, "PodsStarting", format!("{ready} of {wanted} pods are ready{}", trouble(observed))))
+}
+
 fn has_address(observed: &Observed) -> bool {
     let balancer = observed.service.as_ref().and_then(|service| service.load_balancer.as_ref());
     balancer.and_then(|balancer| balancer.ingress.as_ref()).is_some_and(|ingress| !ingress.is_empty())
 }
 
-fn degraded(observed: &Observed, decided: &Decided) -> Verdict {
+const BLOCKED: &str = "waits for what Degraded says";
+
+fn degraded(gateway: &ProtocolGateway, observed: &Observed, plan: &Plan, decided: &Decided) -> Verdict {
     let problems: Vec<(&str, String)> = match decided {
         Err(invalid) => vec![("InvalidSpec", invalid.to_string())],
         Ok(desired) => desired.problems.iter().map(|problem| (problem.reason, problem.message.clone())).collect(),
     };
     let not_followed = [not_followed(observed), configuration::not_reached(observed)].into_iter().flatten();
     let not_followed = not_followed.map(|message| ("ConfigNotFollowed", message));
-    let (reasons, messages): (Vec<_>, Vec<_>) = problems.into_iter().chain(not_followed).unzip();
+    let (reasons, messages): (Vec<_>, Vec<_>) =
+        problems.into_iter().chain(missing::problem(gateway, observed, plan)).chain(not_followed).unzip();
     match reasons.first() {
         None => verdict(false, "AsDesired", "nothing keeps the fleet from being what the spec says"),
         Some(first) => verdict(true, first, messages.join("\n")),
@@ -241,9 +249,10 @@ fn silence(observed: &Observed) -> String {
     first.map(|(pod, why)| format!("; {pod}: {why}")).unwrap_or_default()
 }
 
-/// If no pod that could be asked reaches the upstream, no message arrives.
+/// If no pod that wants the upstream reaches it, no message arrives.
 fn upstream_trouble(observed: &Observed) -> Option<String> {
-    let loads: Vec<_> = observed.pods.iter().filter_map(|pod| pod.load.as_ref()).collect();
+    let loads: Vec<_> =
+        observed.pods.iter().filter_map(|pod| pod.load.as_ref()).filter(|load| !load.upstream_unknown).collect();
     let first = loads.iter().find_map(|load| load.upstream_failing.as_ref())?;
     let all = loads.iter().all(|load| load.upstream_failing.is_some());
     all.then(|| format!("no pod reaches the upstream: {first}; {UPSTREAM_ADVICE}"))

@@ -255,7 +255,7 @@ pub(crate) async fn in_force(story: &Story, name: &str) -> anyhow::Result<(Value
     Ok((config["data"].clone(), deployment["spec"].clone()))
 }
 
-async fn told(story: &Story, name: &str, event: &str) -> anyhow::Result<()> {
+pub(crate) async fn told(story: &Story, name: &str, event: &str) -> anyhow::Result<()> {
     let begun = std::time::Instant::now();
     loop {
         let told = events(story, name).await?;

@@ -7,6 +7,7 @@ mod configuration;
 mod forbidden;
 mod half;
 mod hook;
+mod missing;
 mod named;
 mod pretend;
 mod support;

@@ -89,7 +89,10 @@ impl Operator {
         let metrics = Metrics::new();
         let inputs = Inputs {
             client,
-            installation: Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned() },
+            installation: Installation {
+                gateway_image: "registry.example/gateway:1.0.0".to_owned(),
+                lease_seconds: 15,
+            },
             namespaces,
             pod_name: Some("operator-0".to_owned()),
             leadership,

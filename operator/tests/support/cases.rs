@@ -16,7 +16,7 @@ use operator::{
 pub(crate) const EPOCH: i64 = 7;
 
 pub(crate) fn installation() -> Installation {
-    Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned() }
+    Installation { gateway_image: "registry.example/gateway:1.0.0".to_owned(), lease_seconds: 15 }
 }
 
 pub(crate) fn cases() -> Vec<PathBuf> {

@@ -1,4 +1,4 @@
-//! Who goes, and what goes on all the same: a pod, the ProtocolGateway itself.
+//! Who goes, and what goes on all the same: a pod, the ProtocolGateway itself, a hub that was never there.
 
 use std::{
     collections::BTreeSet,
@@ -6,14 +6,21 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use cluster::{Cluster, Story, devices::Group, world::World};
+use cluster::{
+    Cluster, Story,
+    devices::Group,
+    world::{Fleet, World, condition},
+};
 use k8s_openapi::api::{core::v1::Pod, events::v1::Event};
 use kube::{
     Api,
     api::{DeleteParams, ListParams},
 };
+use serde_json::Value;
 
 const CONNECTED_TIMEOUT: Duration = Duration::from_mins(1);
+/// A pod tries to reach its hub once a device comes.
+const UPSTREAM_TIMEOUT: Duration = Duration::from_mins(1);
 /// The operator sees at once that a pod is gone.
 const TOLD_TIMEOUT: Duration = Duration::from_secs(20);
 /// The garbage collector goes through everything that is owned; pods drain within their bound.
@@ -122,4 +129,68 @@ async fn a_protocol_gateway_is_deleted_and_nothing_of_it_remains() {
         Ok(())
     };
     cluster.story("deleted", test).await;
+}
+
+#[tokio::test]
+#[ignore = "level cluster: cargo xtask test cluster"]
+async fn a_hub_that_does_not_exist_is_told_with_advice_and_another_fleet_goes_on() {
+    let cluster = Cluster::nodes().await.expect("a cluster");
+    let test = async |story: &Story| {
+        let world = World::begin(story).await?;
+        let well = world.gateway("well", "replicas: 1").await?;
+        // its devices know the hub by the name that they were made for
+        let known = &world.hub.domain().host_name;
+        let nowhere = format!("hostName: no-such-hub.example, hostNameAliases: [{known}]");
+        let away = world.gateway("away", &format!("{{replicas: 1, upstream: {{iotHub: {{{nowhere}}}}}}}")).await?;
+        for fleet in [&well, &away] {
+            fleet.ready().await?;
+        }
+        let group = Group { per_second: 20.0, ..Group::default() };
+        let others = well.devices(20, &group).await?;
+        others.all_connected(CONNECTED_TIMEOUT).await?;
+
+        let devices = away.devices(20, &group).await?;
+        let fails = |each: &Value| {
+            let says = |words: &str| each["message"].as_str().is_some_and(|message| message.contains(words));
+            each["status"] == "False"
+                && each["reason"] == "UpstreamFailing"
+                && says("spec.upstream names a hub or broker")
+        };
+        for type_ in ["UpstreamConnected", "Ready"] {
+            let told = |object: &Value| condition(object, type_).is_some_and(fails);
+            let object = away.until(&format!("{type_} says that there is no hub"), UPSTREAM_TIMEOUT, told).await?;
+            xtask::step::say(condition(&object, type_).and_then(|each| each["message"].as_str()).unwrap_or_default());
+        }
+        let events = story.kubectl()?.args(["get", "events", "--field-selector=reason=UpstreamFailing"]).output()?;
+        let events = String::from_utf8_lossy(&events.stdout).into_owned();
+        ensure!(events.contains("Warning") && events.contains("away"), "no Event tells of it: {events}");
+        ensure!(devices.connected() == 0, "devices were taken without a hub");
+        goes_on_well(&well).await?;
+        ensure!(others.lost() == 0, "a device of the other fleet was disconnected");
+
+        away.declare("replicas: 1").await?;
+        let well_again =
+            |object: &Value| condition(object, "UpstreamConnected").is_some_and(|each| each["status"] == "True");
+        devices.all_connected(CONNECTED_TIMEOUT).await?;
+        away.until("the hub is reached", UPSTREAM_TIMEOUT, well_again).await?;
+        away.ready().await?;
+        goes_on_well(&well).await?;
+        ensure!(others.lost() == 0, "a device of the other fleet was disconnected");
+        away.none_lost(devices).await?;
+        well.none_lost(others).await?;
+        Ok(())
+    };
+    cluster.story("hub-away", test).await;
+}
+
+async fn goes_on_well(fleet: &Fleet<'_>) -> anyhow::Result<()> {
+    let object = fleet.object().await?;
+    for type_ in ["Ready", "UpstreamConnected"] {
+        ensure!(
+            condition(&object, type_).is_some_and(|each| each["status"] == "True"),
+            "{type_}: {}",
+            object["status"]
+        );
+    }
+    Ok(())
 }

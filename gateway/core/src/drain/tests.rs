@@ -343,6 +343,17 @@ fn an_order_sets_the_rate_at_which_those_no_longer_trusted_go() {
 }
 
 #[test]
+fn a_second_in_which_devices_went_for_want_of_a_hub_has_room_for_so_many_fewer() {
+    let mut world = World::new(100);
+    world.order(Order { per_second: 10.0, ..order(1) }).unwrap();
+    world.counts.forsaken = 8;
+    world.run(900);
+    assert_eq!(world.gone.len(), 2);
+    world.run(1000);
+    assert!(world.gone.len() > 8, "{:?}", world.gone);
+}
+
+#[test]
 fn grants_that_found_nobody_are_given_again() {
     let mut world = World::new(10);
     world.order(order(1)).unwrap();

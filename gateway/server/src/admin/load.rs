@@ -41,11 +41,19 @@ pub(super) struct Load {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct UpstreamLoad {
+    /// An AMQP connection is open. One that is neither open nor failing is not wanted, or is tried for the first time: nothing
+    /// is known of the hub.
+    connected: bool,
     /// Why no AMQP connection is open although devices want one.
     failing: Option<String>,
     /// The hub asked for less within the last minute.
     throttled: bool,
+    /// Devices that go per second now, or after `drainAloneAfter`, because the hub did nothing for them for `outageMax`; absent
+    /// while none do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    let_go_per_second: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -93,13 +101,19 @@ impl UpstreamLoad {
         let cores = &shared.registry.cores;
         let count = |state| cores.iter().map(|core| core.upstream_connections.at(state).get()).sum::<i64>();
         let away = count(UpstreamState::Connecting) + count(UpstreamState::Waiting);
-        let is_failing = away > 0 && count(UpstreamState::Open) == 0;
+        let connected = count(UpstreamState::Open) > 0;
+        let is_failing = away > 0 && !connected;
         let problem = || cores.iter().find_map(|core| core.upstream_problem.get());
         let now_ms = i64::try_from(shared.start.elapsed().as_millis()).unwrap_or(i64::MAX);
         let throttled = cores.iter().map(|core| core.upstream_throttled_ms.get()).max().unwrap_or(0);
         Self {
+            connected,
             failing: is_failing.then(problem).flatten(),
             throttled: throttled > 0 && now_ms - throttled < THROTTLED_MS,
+            let_go_per_second: shared
+                .outage_pace
+                .is_waited_for()
+                .then(|| shared.settings.load().limits.drain_per_second.0),
         }
     }
 }

@@ -239,7 +239,10 @@ impl State {
     /// Everything that devices wait for starts now.
     pub(super) fn go_up(&mut self) {
         self.phase = Phase::Up;
-        self.outage.handle_back();
+        // a hub that takes no token is as good as away
+        if !self.tokens.fruitless {
+            self.outage.handle_back();
+        }
         self.pool.metrics.upstream_problem.set(None);
         self.show(UpstreamState::Open);
         tracing::info!(
@@ -254,6 +257,11 @@ impl State {
             self.resume(device);
         }
         self.attach_wanted();
+    }
+
+    /// The hub cannot be reached by this connection: a new device need not wait for it.
+    pub(super) fn is_away(&self) -> bool {
+        self.phase != Phase::Up && self.outage.is_away()
     }
 
     /// Before a device asks for something between two turns: what is written then waits for its answer from now on, and not from

@@ -36,6 +36,10 @@ pub(super) struct Tokens {
     requests: u64,
     /// Devices whose tokens the hub does not take at the moment, as of the last look.
     pub(super) troubled: usize,
+    /// The hub took a device's token on the connection of now.
+    taken: bool,
+    /// It said of a connection on which it had taken none that it had had all of them, and has taken none since.
+    pub(super) fruitless: bool,
 }
 
 struct Pair {
@@ -67,12 +71,15 @@ impl Tokens {
             policy: if policy { Policy::Due } else { Policy::None },
             requests: 0,
             troubled: 0,
+            taken: false,
+            fruitless: false,
         }
     }
 
     /// The connection is gone: nothing is in flight, and the policy token counts for nothing.
     pub(super) fn reset(&mut self) {
         self.pair = None;
+        self.taken = false;
         self.cbs.clear();
         if !matches!(self.policy, Policy::None) {
             self.policy = Policy::Due;
@@ -293,11 +300,23 @@ impl State {
                 tokens.at(TokenResult::Accepted).inc();
                 proof.stage = Stage::Proven;
                 (owner.trouble, proof.trouble) = (None, None);
+                self.tokens.taken = true;
+                if std::mem::take(&mut self.tokens.fruitless) {
+                    self.outage.handle_back();
+                }
                 if std::mem::take(&mut proof.asked) {
                     let expires = Some(proof.expires);
                     owner.inbox.post(UpstreamEvent::Authorized(Verdict::Allowed { expires }));
                 }
                 self.resume(device);
+            }
+            TokenAnswer::ConnectionUsedUp if !self.tokens.taken => {
+                tokens.at(TokenResult::Failed).inc();
+                if std::mem::take(&mut proof.asked) {
+                    proof.stage = Stage::Failed;
+                    owner.inbox.post(UpstreamEvent::Authorized(Verdict::Refused(UNAVAILABLE)));
+                }
+                self.handle_fruitless();
             }
             TokenAnswer::ConnectionUsedUp => {
                 self.pool.metrics.limits.at(Limit::TokensPerConnection).inc();
@@ -322,6 +341,19 @@ impl State {
                 self.let_go(device, cause);
             }
         }
+    }
+
+    /// A connection on which no token was taken has not had all of them: on another nobody would fare better. It counts as lost, and
+    /// is opened anew after a wait that grows.
+    fn handle_fruitless(&mut self) {
+        self.pool.metrics.limits.at(Limit::TokensPerConnection).inc();
+        self.tokens.fruitless = true;
+        if self.refused.is_none() {
+            let why = "the hub takes no token on a new connection, as if it had had all of them";
+            tracing::warn!(core = self.pool.share.core, connection = self.key.0, "{why}");
+            self.refused = Some(why.to_owned());
+        }
+        self.close_endpoint();
     }
 
     /// Puts a token again after a wait that grows, for ever: [`State::is_overdue`] says who has waited for too long.

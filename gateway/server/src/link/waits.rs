@@ -112,17 +112,8 @@ impl State {
     fn let_overdue_go(&mut self, overdue: &[u32], now: Millis) {
         let is_gone = |device: &u32| self.devices.get(*device as usize).is_none_or(|owner| owner.leaving);
         let (mut going, waiting): (Vec<u32>, Vec<u32>) = overdue.iter().partition(|device| is_gone(device));
-        let per_second = self.pool.settings().limits.drain_per_second.0;
-        let count = self.pool.outage_pace.take(per_second, waiting.len() as u64) as usize;
-        if count > 0 {
-            tracing::warn!(
-                core = self.pool.share.core,
-                connection = self.key.0,
-                devices = count,
-                waiting = waiting.len() - count,
-                "the hub is away, letting devices go"
-            );
-        }
+        let settings = self.pool.settings();
+        let count = self.pool.outage_pace.take(&settings.limits, waiting.len() as u64) as usize;
         if count < waiting.len() {
             self.tick_by(now.after(OVERDUE_TICK));
         }

@@ -124,6 +124,57 @@ fn trap_24_a_connection_without_tokens_left_gives_way_to_another() {
 }
 
 #[test]
+fn trap_24_a_hub_that_says_so_of_every_connection_is_asked_after_waits_that_grow() {
+    on_a_core(async {
+        let mut config = HubConfig::default();
+        config.amqp.cbs_tokens_max = 0;
+        let world = World::with(Verify::Hub, config, |limits| {
+            limits.backoff = (Duration::from_secs(1), Duration::from_secs(30));
+        });
+        world.hub().add_device("d1").unwrap();
+        let upstream = world.upstream();
+        let (token, expires) = world.token("d1");
+        let (begun, mut refusals) = (tokio::time::Instant::now(), 0);
+        // a client that tries again whatever it is told
+        while begun.elapsed() < Duration::from_secs(2) {
+            if let Ok(device) = Device::try_open(&upstream, "d1") {
+                device.link.authorize(&token, expires);
+                assert_eq!(device.verdict().await, Verdict::Refused(UNAVAILABLE));
+                refusals += 1;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let query = hub::domain::Query { kind: Some(hub::domain::Kind::Cbs), ..hub::domain::Query::default() };
+        let puts = world.hub().ledger().entries(&query).len();
+        assert!((1..=8).contains(&puts), "{puts} tokens in two seconds, {refusals} refusals");
+        let limits = &world.metrics.limits;
+        assert_eq!(limits.at(gateway::metrics::Limit::TokensPerConnection).get(), puts as u64);
+    });
+}
+
+#[test]
+fn trap_24_a_device_that_no_new_connection_has_a_token_for_is_let_go_after_the_bound() {
+    on_a_core(is_let_go_although_idle(Action::Cbs { status: 403, ms: 0 }, |_| {}));
+}
+
+#[test]
+fn trap_24_a_device_stays_while_no_connection_has_a_token_for_it_and_works_on_afterwards() {
+    on_a_core(async {
+        let world = World::new(Verify::Hub);
+        world.hub().add_device("d1").unwrap();
+        let upstream = world.upstream();
+        let device = admit(&world, &upstream, "d1").await;
+        world.inject(Fault::new(Action::Cbs { status: 403, ms: 0 }).count(4));
+        world.inject(Fault::new(Action::CloseConnection { condition: None }));
+        until("the connection is lost", || world.connections() == 0).await;
+        device.send(1, "m");
+        assert_eq!(device.outcome().await, (1, Outcome::Accepted));
+        assert_eq!(world.metrics.limits.at(gateway::metrics::Limit::TokensPerConnection).get(), 4);
+        admit(&world, &upstream, "d1").await;
+    });
+}
+
+#[test]
 fn trap_29_put_tokens_are_paced_and_all_are_answered() {
     on_a_core(async {
         let world = World::with(Verify::Hub, HubConfig::default(), |limits| limits.tokens_inflight_max = 5);

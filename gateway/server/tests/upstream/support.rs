@@ -88,6 +88,7 @@ impl World {
         iot_hub.limits.request_timeout = Duration::from_secs(3);
         iot_hub.limits.backoff = (Duration::from_millis(20), Duration::from_millis(200));
         change(&mut iot_hub.limits);
+        settings.limits.drain_alone_after = Duration::ZERO;
         Self { hub: Some(hub), settings, metrics: Arc::default(), outage_pace: Arc::default(), secrets }
     }
 

@@ -11,7 +11,7 @@ use rustls_pki_types::ServerName;
 use device::script::{Device, Transport};
 use serde_json::{Value, json};
 
-use crate::support::{World, eventually, local_yaml, login};
+use crate::support::{Verify, World, eventually, local_yaml, login};
 
 pub(crate) fn get(world: &World, target: &str) -> (u16, String) {
     ask(world.gateway.admin, target)
@@ -79,7 +79,7 @@ fn load_tells_everything_that_is_asked_for() {
     let expected = json!({
         "connections": 1, "handshaking": 0, "connectsTotal": 1, "messagesTotal": 0, "letGoTotal": 0, "distrusted": 0,
         "ready": true,
-        "upstream": {"failing": null, "throttled": false},
+        "upstream": {"connected": false, "failing": null, "throttled": false},
         "config": {"inForce": hash, "problem": null, "needsRestart": []},
         "secretsProblem": null,
         "drain": null,
@@ -87,13 +87,42 @@ fn load_tells_everything_that_is_asked_for() {
     assert_eq!(load, expected);
 }
 
+fn upstream(world: &World) -> Value {
+    let load: Value = serde_json::from_str(&get(world, "/load").1).unwrap();
+    load["upstream"].clone()
+}
+
+#[test]
+fn a_gateway_knows_of_the_hub_only_while_a_device_needs_it() {
+    let world = World::with_hub(Verify::Local, "");
+    assert_eq!(upstream(&world), json!({"connected": false, "failing": null, "throttled": false}));
+    let mut device = world.connect("d1");
+    let id = device.publish("devices/d1/messages/events/", b"x").unwrap();
+    device.expect_puback(id).unwrap();
+    assert_eq!(upstream(&world), json!({"connected": true, "failing": null, "throttled": false}));
+}
+
 #[test]
 fn a_hub_that_cannot_be_reached_is_told_and_keeps_the_gateway_ready() {
     let world = World::start(&local_yaml(1, ""));
     let _device = world.connect("d1");
-    let failing = || serde_json::from_str::<Value>(&get(&world, "/load").1).unwrap()["upstream"]["failing"].clone();
+    let failing = || upstream(&world)["failing"].clone();
     eventually("it is told", || failing().as_str().is_some_and(|failing| failing.contains("cannot connect")));
     assert_eq!(get(&world, "/readyz").0, 200);
+}
+
+#[test]
+fn how_fast_devices_go_for_want_of_a_hub_is_told_before_the_first_goes_and_until_nobody_waits() {
+    let yaml = local_yaml(1, "limits: {drainPerSecond: 2.5, drainAloneAfter: 2s}");
+    let world = World::start(&yaml.replace("upstream:\n", "upstream:\n  limits: {outageMax: 300ms}\n"));
+    let pace = || serde_json::from_str::<Value>(&get(&world, "/load").1).unwrap()["upstream"]["letGoPerSecond"].clone();
+    assert_eq!(pace(), Value::Null);
+    let mut device = world.connect("d1");
+    eventually("it is told", || pace() == json!(2.5));
+    device.ping().unwrap();
+    device.expect_close().unwrap();
+    assert_eq!(pace(), json!(2.5));
+    eventually("nobody waits", || pace() == Value::Null);
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! Kubernetes as far as a fleet notices it: a Deployment that surges by one, a ReplicaSet that chooses whom to delete, kubelets
 //! that probe, a load balancer of connections.
 
-use planner::{Cause, Load, Millis, Ordered, budget::ALONE_AFTER, upstream::Upstream};
+use planner::{Cause, Load, Millis, Ordered, upstream::Upstream};
 
 use crate::{
     gateway::{Excuse, Gateway, Stop},
     random::Random,
-    world::{TICK, log},
+    world::{ALONE_AFTER, TICK, log},
 };
 
 /// How long a new pod must be ready before an old one goes.
@@ -97,12 +97,19 @@ impl SimPod {
         if !self.runs(now) || now < self.silent_until.max(self.mute_until) {
             return;
         }
+        // who has no device has no need of the upstream
+        let upstream = (!self.gateway.devices.is_empty()).then_some(upstream);
         let load = self.gateway.load(now, upstream);
         if now >= self.lies_until {
             self.report = Some((load, now));
         } else if let Some(lie) = self.lie(&load) {
             self.report = Some((lie, now));
         }
+    }
+
+    /// What was last heard of it.
+    pub(crate) fn said(&self, now: Millis) -> Option<Load> {
+        self.report.as_ref().map(|(load, at)| Load { age: now - at, ..load.clone() })
     }
 
     /// `None`: it makes no sense at all. Which one it is follows from when it ends.
@@ -132,6 +139,10 @@ pub(crate) struct Cluster {
     share: f64,
     /// New pods do not become ready while this holds.
     pub(crate) stuck_until: Millis,
+    /// The next one alone does not before.
+    pub(crate) next_stuck_until: Millis,
+    /// A quota refuses the last pod while this holds.
+    pub(crate) refused_until: Millis,
     pub(crate) loud: bool,
 }
 
@@ -139,16 +150,33 @@ pub(crate) struct Cluster {
 #[derive(Clone, Copy)]
 pub(crate) struct Grace {
     pub(crate) drain_timeout: Millis,
+    /// Until it is killed.
+    pub(crate) beyond: Millis,
 }
 
 impl Cluster {
     pub(crate) fn new(replicas: u32, share: f64, loud: bool) -> Self {
         let seen = (replicas, 0);
-        Self { pods: Vec::new(), replicas, template: 0, seen, next_pod: 0, share, stuck_until: 0, loud }
+        Self {
+            pods: Vec::new(),
+            replicas,
+            template: 0,
+            seen,
+            next_pod: 0,
+            share,
+            stuck_until: 0,
+            next_stuck_until: 0,
+            refused_until: 0,
+            loud,
+        }
     }
 
     pub(crate) fn is_behind(&self) -> bool {
         self.seen != (self.replicas, self.template)
+    }
+
+    pub(crate) fn is_refused(&self, now: Millis) -> bool {
+        now < self.refused_until && self.alive_count() < self.replicas
     }
 
     fn alive(&self) -> impl Iterator<Item = &SimPod> {
@@ -170,7 +198,8 @@ impl Cluster {
             self.roll(now, grace, random);
         } else {
             let (alive, wanted) = (self.alive_count(), self.replicas);
-            (alive..wanted).for_each(|_| self.create(now, random));
+            let granted = if now < self.refused_until { wanted.saturating_sub(1) } else { wanted };
+            (alive..granted).for_each(|_| self.create(now, random));
             for _ in wanted..alive {
                 let index = self.first_to_go(|_| true).expect("more are alive than wanted");
                 self.stop(index, now, grace);
@@ -224,7 +253,9 @@ impl Cluster {
             name,
             template: self.template,
             created: now,
-            runs_at: (now + random.between(1, 10) * TICK).max(self.stuck_until),
+            runs_at: (now + random.between(1, 10) * TICK)
+                .max(self.stuck_until)
+                .max(std::mem::take(&mut self.next_stuck_until)),
             ready: false,
             ready_changed: now,
             next_probe: now,
@@ -249,7 +280,7 @@ impl Cluster {
         let pod = &mut self.pods[index];
         let devices = pod.gateway.devices.len();
         log(self.loud, now, || format!("{} is told to stop with {devices} devices", pod.name));
-        pod.ends = Some(now + grace.drain_timeout + 30_000);
+        pod.ends = Some(now + grace.drain_timeout + grace.beyond);
         pod.ready = false;
         pod.ready_changed = now;
         pod.gateway.stop(Stop { at: now, deadline: now + grace.drain_timeout });

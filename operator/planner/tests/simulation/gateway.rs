@@ -3,16 +3,12 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use gateway_core::{
-    drain::{self as product, Counts, Report},
+    drain::{self as product, Counts, Report, outage},
     time,
 };
-use planner::{
-    Cause, DrainOrder, Load, Millis, Order, Ordered,
-    budget::{ALONE_AFTER, LEASE},
-    upstream::Upstream,
-};
+use planner::{Cause, DrainOrder, Load, Millis, Order, Ordered, budget::LEASE, upstream::Upstream};
 
-use crate::world::TICK;
+use crate::world::{ALONE_AFTER, TICK};
 
 /// One process.
 pub(crate) struct Gateway {
@@ -24,9 +20,14 @@ pub(crate) struct Gateway {
     ordered_at: Option<Millis>,
     closed: u64,
     unused: u64,
+    outage: outage::OutagePace,
+    /// The upstream did nothing for its devices for too long.
+    pub(crate) forsaken: bool,
     let_go_last_tick: u32,
     /// At less than one device per second: when the next may go.
     next: Millis,
+    /// The same of those whom the upstream does nothing for.
+    next_forsaken: Millis,
 }
 
 /// It was told to stop.
@@ -57,6 +58,8 @@ impl Stop {
 pub(crate) struct LetGo {
     pub(crate) ordered: Vec<u32>,
     pub(crate) by_itself: Vec<u32>,
+    /// By itself, because the upstream did nothing for them.
+    pub(crate) forsaken: Vec<u32>,
     /// At less than one per second: not more than the budget in the mean.
     pub(crate) in_parts: Vec<u32>,
     /// As fast as the deadline demands, in the last part of the time.
@@ -69,8 +72,8 @@ pub(crate) struct LetGo {
 
 impl LetGo {
     pub(crate) fn all(self) -> impl Iterator<Item = u32> {
-        let Self { ordered, by_itself, in_parts, by_deadline, beyond, by_fault } = self;
-        [ordered, by_itself, in_parts, by_deadline, beyond, by_fault].into_iter().flatten()
+        let Self { ordered, by_itself, forsaken, in_parts, by_deadline, beyond, by_fault } = self;
+        [ordered, by_itself, forsaken, in_parts, by_deadline, beyond, by_fault].into_iter().flatten()
     }
 
     /// Files what went late under what made it late.
@@ -86,7 +89,9 @@ impl LetGo {
 
     /// Of a pod that nobody can believe: what it does by itself nobody can foresee.
     pub(crate) fn unbelieved(mut self) -> Self {
-        for own in [&mut self.by_itself, &mut self.in_parts, &mut self.by_deadline, &mut self.beyond] {
+        let own =
+            [&mut self.by_itself, &mut self.forsaken, &mut self.in_parts, &mut self.by_deadline, &mut self.beyond];
+        for own in own {
             self.by_fault.append(own);
         }
         self
@@ -95,6 +100,7 @@ impl LetGo {
     pub(crate) fn add(&mut self, other: Self) {
         self.ordered.extend(other.ordered);
         self.by_itself.extend(other.by_itself);
+        self.forsaken.extend(other.forsaken);
         self.in_parts.extend(other.in_parts);
         self.by_deadline.extend(other.by_deadline);
         self.beyond.extend(other.beyond);
@@ -120,8 +126,11 @@ impl Gateway {
             ordered_at: None,
             closed: 0,
             unused: 0,
+            outage: outage::OutagePace::default(),
+            forsaken: false,
             let_go_last_tick: 0,
             next: 0,
+            next_forsaken: 0,
         }
     }
 
@@ -135,6 +144,7 @@ impl Gateway {
             closed: self.closed,
             unused: self.unused,
             distrusted: self.distrusted.len() as u64,
+            forsaken: 0,
         }
     }
 
@@ -160,14 +170,20 @@ impl Gateway {
         self.drain.is_ready()
     }
 
-    pub(crate) fn load(&self, now: Millis, upstream: Upstream) -> Load {
+    pub(crate) fn load(&self, now: Millis, upstream: Option<Upstream>) -> Load {
         let drain = self.drain.report(self.counts(), at(now)).map(|report| Ordered {
             cause: cause(report.cause),
             epoch: report.epoch,
             per_second: report.per_second.ceil() as u32,
             remaining: report.remaining,
         });
-        Load { connections: self.devices.len() as u64, age: 0, upstream, drain }
+        let forsaken_per_second = self.forsaken_per_second(now).unwrap_or(0.0);
+        Load { connections: self.devices.len() as u64, age: 0, upstream, drain, forsaken_per_second }
+    }
+
+    /// What it lets go per second, or is about to, because the upstream does nothing for its devices.
+    pub(crate) fn forsaken_per_second(&self, now: Millis) -> Option<f64> {
+        self.outage.is_waited_for(at(now)).then_some(self.drain.own_per_second)
     }
 
     pub(crate) fn tick(&mut self, now: Millis) -> LetGo {
@@ -175,11 +191,18 @@ impl Gateway {
         self.unused += self.drain.poll(self.counts(), at(now)).map_or(0, |grant| grant.count);
         let mut gone = LetGo::default();
         let is_over = self.drain.is_over(self.counts(), at(now));
-        if let Some(report) = self.drain.report(self.counts(), at(now)) {
-            let devices = self.let_go(&report, now);
-            *self.kind(&report, now, &mut gone) = devices;
+        let before = std::mem::take(&mut self.let_go_last_tick);
+        let report = self.drain.report(self.counts(), at(now));
+        if let Some(report) = &report {
+            let devices = self.let_go(report, before, now);
+            *self.kind(report, now, &mut gone) = devices;
+        }
+        let moves = |report: &Report| report.state == product::State::Draining && report.per_second > 0.0;
+        let devices = self.let_forsaken_go(report.as_ref().is_some_and(moves), before, now);
+        if self.drain.own_per_second < 1.0 {
+            gone.in_parts.extend(devices);
         } else {
-            self.let_go_last_tick = 0;
+            gone.forsaken = devices;
         }
         if is_over {
             gone.by_deadline.append(&mut self.devices);
@@ -188,9 +211,32 @@ impl Gateway {
         gone
     }
 
-    fn let_go(&mut self, report: &Report, now: Millis) -> Vec<u32> {
+    /// A second is shared with what a drain let go, as in the product.
+    fn let_forsaken_go(&mut self, held: bool, before: u32, now: Millis) -> Vec<u32> {
+        let own = self.drain.own_per_second;
+        if !self.forsaken || self.devices.is_empty() {
+            return Vec::new();
+        }
+        let waiting = self.devices.len() as u64;
+        let alone_after = Duration::from_millis(ALONE_AFTER.cast_unsigned());
+        let ask = outage::Ask { per_second: own, alone_after, waiting, held, drained: 0, chance: 0.0 };
+        if !self.outage.may_go(&ask, at(now)) {
+            return Vec::new();
+        }
+        let most = if own < 1.0 { u32::from(now >= self.next_forsaken) } else { own.ceil() as u32 };
+        let most = most.saturating_sub(before).saturating_sub(self.let_go_last_tick);
+        let going: Vec<u32> = self.devices.iter().copied().take(most as usize).collect();
+        self.forget(&going);
+        self.let_go_last_tick += going.len() as u32;
+        if !going.is_empty() {
+            self.next_forsaken = now + (1000.0 / own) as Millis;
+        }
+        going
+    }
+
+    fn let_go(&mut self, report: &Report, before: u32, now: Millis) -> Vec<u32> {
         let most = if report.per_second < 1.0 { u32::from(now >= self.next) } else { report.per_second.ceil() as u32 };
-        let most = if report.per_second > 0.0 { most.saturating_sub(self.let_go_last_tick) } else { 0 };
+        let most = if report.per_second > 0.0 { most.saturating_sub(before) } else { 0 };
         let only_distrusted = report.cause == product::Cause::CertificateAuthority;
         let first: Vec<u32> = self.distrusted.iter().copied().collect();
         let others =

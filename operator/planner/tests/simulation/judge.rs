@@ -2,9 +2,13 @@
 
 use std::collections::VecDeque;
 
-use planner::{Millis, Pod, Rebalanced, budget::ALONE_AFTER};
+use planner::{Millis, Pod, Rebalanced};
 
-use crate::{cluster::CONFIGURED_MAX, gateway::LetGo, world::TICK};
+use crate::{
+    cluster::CONFIGURED_MAX,
+    gateway::LetGo,
+    world::{ALONE_AFTER, TICK},
+};
 
 /// How long after a budget was lowered pods may still follow the old one: they may not answer until their lease is over.
 const HEARS_OF_IT: Millis = 26_000;
@@ -20,11 +24,14 @@ pub(crate) struct Tally {
     pub(crate) plans: u64,
     pub(crate) ordered: u64,
     pub(crate) by_themselves: u64,
+    pub(crate) forsaken: u64,
     pub(crate) in_parts: u64,
     pub(crate) by_deadline: u64,
     pub(crate) beyond: u64,
     pub(crate) by_fault: u64,
     pub(crate) rests_with_autoscaler: u64,
+    pub(crate) held_without_a_word: u64,
+    pub(crate) held_beside_idle: u64,
     pub(crate) seconds_above_by_parts: u64,
     pub(crate) authorities: u64,
     pub(crate) lost_to_faults: u64,
@@ -48,11 +55,14 @@ impl Tally {
         self.plans += other.plans;
         self.ordered += other.ordered;
         self.by_themselves += other.by_themselves;
+        self.forsaken += other.forsaken;
         self.in_parts += other.in_parts;
         self.by_deadline += other.by_deadline;
         self.beyond += other.beyond;
         self.by_fault += other.by_fault;
         self.rests_with_autoscaler += other.rests_with_autoscaler;
+        self.held_without_a_word += other.held_without_a_word;
+        self.held_beside_idle += other.held_beside_idle;
         self.seconds_above_by_parts += other.seconds_above_by_parts;
         self.authorities += other.authorities;
         self.lost_to_faults += other.lost_to_faults;
@@ -76,9 +86,12 @@ impl Tally {
         for (what, count) in [
             ("ordered", self.ordered),
             ("by themselves", self.by_themselves),
+            ("forsaken", self.forsaken),
             ("in parts", self.in_parts),
             ("late by a fault", self.by_fault),
             ("rests with an autoscaler", self.rests_with_autoscaler),
+            ("held without a word of the upstream", self.held_without_a_word),
+            ("held beside a pod that knows nothing of the upstream", self.held_beside_idle),
             ("authorities", self.authorities),
             ("lost to faults", self.lost_to_faults),
             ("removed empty", self.removed_empty),
@@ -101,7 +114,7 @@ pub(crate) struct Judge {
     budgets: Vec<(Millis, u32)>,
     /// What somebody who led had written for pods that go alone, since when.
     written: Vec<(Millis, u32)>,
-    last_tick: [u32; 6],
+    last_tick: [u32; 7],
     /// Devices per second that had to go in the last tick, of pods that are gone now, too.
     must: u32,
     /// Of the last [`MEAN_OVER`]: when how many went in all, and how many pods went in parts.
@@ -117,7 +130,7 @@ impl Judge {
             tally: Tally::default(),
             budgets,
             written,
-            last_tick: [0; 6],
+            last_tick: [0; 7],
             must: 0,
             lately: VecDeque::new(),
             let_go_at_rest: 0,
@@ -136,7 +149,9 @@ impl Judge {
 
     /// Not for little, not soon after the last, and not while new pods fill by themselves.
     pub(crate) fn rebalance_begins(now: Millis, skew_max: Option<f64>, pods: &[Pod], before: Rebalanced) {
-        let staying = || pods.iter().filter(|pod| pod.ends.is_none());
+        let staying = || pods.iter().filter(|pod| pod.ends.is_none() && pod.ready);
+        let gone = |pod: &Pod| pod.ends.is_some() || pod.ready || now - pod.ready_changed >= 120_000;
+        assert!(pods.iter().all(gone), "rebalanced at {now} while a pod may be ready soon");
         let devices = |pod: &Pod| pod.load.as_ref().map_or(0, |load| load.connections) as f64;
         let most = staying().map(devices).fold(0.0, f64::max);
         let mean = staying().map(devices).sum::<f64>() / staying().count() as f64;
@@ -149,19 +164,22 @@ impl Judge {
 
     /// In any second all that were let go are within the budget, but those that a fault made late, and but that pods at less
     /// than one device per second keep to it in the mean. Where it could not fit, what must go each second goes above it and
-    /// nothing else: `must` is that. `pods` is how many there are.
+    /// nothing else but those whom the upstream does nothing for: `must` is that. `pods` is how many there are.
     pub(crate) fn let_go(&mut self, now: Millis, let_go: &LetGo, must: u32, pods: usize) {
         const { assert!(2 * TICK == 1000, "two ticks are a second") };
-        let LetGo { ordered, by_itself, in_parts, by_deadline, beyond, by_fault } = let_go;
-        let counts = [ordered, by_itself, in_parts, by_deadline, beyond, by_fault].map(|devices| devices.len() as u32);
-        let [ordered, by_itself, in_parts, by_deadline, beyond, by_fault] =
+        let LetGo { ordered, by_itself, forsaken, in_parts, by_deadline, beyond, by_fault } = let_go;
+        let kinds = [ordered, by_itself, forsaken, in_parts, by_deadline, beyond, by_fault];
+        let counts = kinds.map(|devices| devices.len() as u32);
+        let [ordered, by_itself, forsaken, in_parts, by_deadline, beyond, by_fault] =
             std::array::from_fn(|kind| self.last_tick[kind] + counts[kind]);
+        let by_itself = by_itself + forsaken;
         let budget = highest(&self.budgets, now - HEARS_OF_IT);
         assert!(ordered <= budget, "{ordered} were let go by order in the second before {now}, the budget is {budget}");
         let alone =
             if by_itself + in_parts > 0 { budget.max(highest(&self.written, now - READS_OF_IT)) } else { budget };
         let second = ordered + by_itself;
         assert!(second <= alone, "{ordered} by order and {by_itself} alone in the second before {now}: above {alone}");
+        let must = if must > 0 { must + forsaken } else { 0 };
         let may = alone.max(must).max(std::mem::replace(&mut self.must, must));
         assert!(
             by_fault > 0 || second + by_deadline + beyond <= may,
@@ -174,15 +192,16 @@ impl Judge {
             let most = &mut self.tally.highest_share_of_budget_percent;
             *most = percent.max(*most);
         }
-        self.mean(now, counts[..4].iter().sum(), pods);
+        self.mean(now, counts[..5].iter().sum(), pods);
         self.last_tick = counts;
         self.let_go_at_rest += u64::from(counts.iter().sum::<u32>());
         self.tally.ordered += u64::from(counts[0]);
         self.tally.by_themselves += u64::from(counts[1]);
-        self.tally.in_parts += u64::from(counts[2]);
-        self.tally.by_deadline += u64::from(counts[3]);
-        self.tally.beyond += u64::from(counts[4]);
-        self.tally.by_fault += u64::from(counts[5]);
+        self.tally.forsaken += u64::from(counts[2]);
+        self.tally.in_parts += u64::from(counts[3]);
+        self.tally.by_deadline += u64::from(counts[4]);
+        self.tally.beyond += u64::from(counts[5]);
+        self.tally.by_fault += u64::from(counts[6]);
     }
 
     /// Each pod may be one device ahead of its pace.

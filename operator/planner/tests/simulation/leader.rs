@@ -3,7 +3,9 @@
 
 use planner::{
     Cause, Decision, Deployment, Drain, Input, Ledger, Millis, Order, Pod, Rebalanced, Spec, State,
-    budget::ORDER_TIMEOUT, plan,
+    budget::ORDER_TIMEOUT,
+    plan,
+    upstream::{self, Upstream},
 };
 
 use crate::{
@@ -18,6 +20,7 @@ use crate::{
 pub(crate) struct Store {
     pub(crate) drains: Vec<Drain>,
     pub(crate) rebalanced: Rebalanced,
+    pub(crate) upstream: Upstream,
 }
 
 /// An order on its way of a leader that is no more.
@@ -37,6 +40,8 @@ pub(crate) struct Leader {
     blind_until: Millis,
     /// One step in so many kills it; 0: it lives.
     pub(crate) mortality: usize,
+    /// How the fleet gets on with the upstream.
+    upstream: Upstream,
     /// It decided to do something at its last step.
     pub(crate) is_busy: bool,
 }
@@ -55,7 +60,15 @@ pub(crate) struct Dead;
 impl Leader {
     pub(crate) fn new(epoch: i64, now: Millis, mortality: usize, plan: &[Drain], random: &mut Random) -> Self {
         let blind_until = now + random.between(0, 6) * TICK;
-        Self { epoch, ledger: Ledger::new(now, plan), next: now, blind_until, mortality, is_busy: true }
+        Self {
+            epoch,
+            ledger: Ledger::new(now, plan),
+            next: now,
+            blind_until,
+            mortality,
+            upstream: Upstream::Well,
+            is_busy: true,
+        }
     }
 
     fn survives(&self, random: &mut Random) -> Result<(), Dead> {
@@ -70,6 +83,7 @@ impl Leader {
         let decision = self.decide(now, spec, around);
         self.survives(around.random)?;
         let persists = persist(now, self.epoch, &decision, around);
+        around.store.upstream = self.upstream;
         for (pod, order) in &decision.orders {
             if let Err(dead) = self.survives(around.random) {
                 // it was sent, and arrives when another leads
@@ -106,7 +120,9 @@ impl Leader {
             running: cluster.alive_count(),
             rolling: cluster.is_rolling(),
             behind: cluster.is_behind(),
+            refused: cluster.is_refused(now),
         };
+        self.upstream = upstream::of(pods.iter().filter_map(|pod| pod.load.as_ref()), store.upstream);
         let decision = plan(&Input {
             now,
             epoch: self.epoch,
@@ -115,6 +131,7 @@ impl Leader {
             pods: &pods,
             drains: &store.drains,
             rebalanced: store.rebalanced,
+            upstream: self.upstream,
             ledger: &self.ledger,
         });
         self.ledger.looked(&decision.alone, now);
@@ -138,16 +155,16 @@ impl Leader {
     }
 
     fn see(&self, now: Millis, pod: &SimPod, template: u32) -> Pod {
-        let heard = pod.report.as_ref().filter(|(_, at)| now >= self.blind_until || *at > self.blind_until);
+        let heard = pod.said(now).filter(|load| now >= self.blind_until || now - load.age > self.blind_until);
         Pod {
             name: pod.name.clone(),
             running: pod.runs(now),
             ready: pod.ready,
             ready_changed: pod.ready_changed,
-            ends: pod.ends,
+            ends: pod.gateway.stop.map(|stop| stop.deadline),
             outdated: pod.template != template,
             deletion_cost: pod.cost,
-            load: heard.map(|(load, at)| planner::Load { age: now - at, ..load.clone() }),
+            load: heard,
         }
     }
 }

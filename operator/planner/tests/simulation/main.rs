@@ -29,12 +29,16 @@ use world::{Script, Story, World};
 const SEEDS_DEFAULT: u64 = 10_000;
 
 /// Seeds that failed once: what a pod that says nothing may let go by itself was not counted; what a pod had let go by itself
-/// right before it followed an order was forgotten; a lower budget was expected of pods before anybody who led had written it.
-const FAILED_ONCE: [u64; 4] = [2372, 10_977, 57_368, 58_791];
+/// right before it followed an order was forgotten; a lower budget was expected of pods before anybody who led had written it; what
+/// pods let go for want of an upstream was not counted, or not of a pod that was empty for a moment.
+const FAILED_ONCE: [u64; 6] = [2372, 10_977, 57_368, 58_791, 300, 155_020];
 
 fn run(seed: u64, script: Script) -> Tally {
     let mut world = World::new(seed, script);
     world.live();
+    if script.story == Story::OneStuck {
+        world.even_beside_the_stuck();
+    }
     world.rest();
     if script.story == Story::ScaleUp {
         world.judge.tally.came_to_the_fullest = world.a_few_come_to_the_fullest() as u64;
@@ -125,6 +129,13 @@ fn after_a_scale_up_the_fleet_is_even_within_the_time_that_was_said() {
     assert!(total.rebalances > 0, "{total:#?}");
     assert_eq!(total.rebalances_failed, 0, "{total:#?}");
     assert!(total.came_to_the_fullest > 500, "{total:#?}");
+}
+
+#[test]
+fn pods_are_even_beside_one_that_is_not_ready_for_long_and_with_it_when_it_is() {
+    let total = run_all(|index| index, 300, Script::ONE_STUCK);
+    assert!(total.rebalances > 300, "{total:#?}");
+    assert_eq!(total.rebalances_failed, 0, "{total:#?}");
 }
 
 #[test]

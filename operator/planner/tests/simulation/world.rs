@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use planner::{
-    Millis, Spec,
+    Load, Millis, Spec,
     autoscale::{Bounds, History},
-    budget::alone_share,
+    budget::{alone_after, alone_share},
     upstream::{self, Upstream},
 };
 
@@ -18,6 +18,8 @@ use crate::{
 };
 
 pub(crate) const TICK: Millis = 500;
+/// The operator's Lease is held for 15 s.
+pub(crate) const ALONE_AFTER: Millis = alone_after(15_000);
 const PODS_MAX: i64 = 8;
 /// The leader looks again at what it wrote.
 const STEPS_PER_TICK: u32 = 3;
@@ -27,6 +29,10 @@ const REST_MAX: Millis = 3_600_000;
 const REST_FOR: Millis = 90_000;
 /// The same where the number of pods follows the connections: for several of the autoscaler's steps down.
 const REST_FOR_SCALED: Millis = 300_000;
+/// Who was not heard of for so long says nothing of the upstream.
+const HEARD_OF: Millis = 10_000;
+/// A pod that no node or no quota has room for waits so long.
+const STUCK_FOR: Millis = 1_800_000;
 /// From a pod told to stop to the first order that counts with it: looked at, written, and what others had is a second ago.
 const ORDER_LAG: Millis = 10_000;
 
@@ -54,6 +60,8 @@ pub(crate) enum Story {
     Rollout,
     /// One scale-up of a fleet that is rebalanced.
     ScaleUp,
+    /// The same, and for long no node has room for one of the new pods, or a quota refuses it.
+    OneStuck,
     /// All pods are told to stop at once, with about as much time as it takes.
     AllEnd,
 }
@@ -63,6 +71,7 @@ impl Script {
     pub(crate) const GENTLE: Self = Self { faults: false, mortal_leaders: false, ..Self::ROUGH };
     pub(crate) const ROLLOUT: Self = Self { story: Story::Rollout, ..Self::GENTLE };
     pub(crate) const ALL_END: Self = Self { story: Story::AllEnd, ..Self::GENTLE };
+    pub(crate) const ONE_STUCK: Self = Self { story: Story::OneStuck, ..Self::GENTLE };
     pub(crate) const SCALE_UP: Self = Self { story: Story::ScaleUp, ..Self::GENTLE };
 }
 
@@ -73,12 +82,19 @@ struct Device {
     off: bool,
 }
 
+/// In some worlds devices do not stay for ever while the upstream is away.
+fn outage_max(seed: u64) -> Option<Millis> {
+    matches!(seed % 5, 0 | 4).then(|| (seed / 5 % 4).cast_signed() * 10_000)
+}
+
 /// One fleet.
 pub(crate) struct World {
     script: Script,
     now: Millis,
     random: Random,
     spec: Spec,
+    /// What pods have beyond their own time, to settle and to end.
+    grace_beyond: Millis,
     cluster: Cluster,
     store: Store,
     leader: Option<Leader>,
@@ -90,6 +106,12 @@ pub(crate) struct World {
     /// Devices that come back, by when.
     away: BTreeMap<Millis, Vec<u32>>,
     upstream: Upstream,
+    /// Since when it is away.
+    away_since: Option<Millis>,
+    /// How long devices stay while it is away; `None`: for ever.
+    outage_max: Option<Millis>,
+    /// Since when it is so.
+    upstream_since: Millis,
     autoscaler: Option<(Bounds, History)>,
     /// The budget that pods which end were last reckoned with.
     reckoned_with: u32,
@@ -106,15 +128,16 @@ impl World {
         let spec = Spec {
             replicas: random.between(1, PODS_MAX) as u32,
             per_second,
-            self_per_second: alone_share(per_second, PODS_MAX as u32, 0).ceil() as u32,
+            self_per_second: alone_share(per_second, PODS_MAX as u32, 0),
             drain_timeout: random.between(40, 180) * 1000,
             skew_max: match script.story {
                 Story::Mixed => random.one_in(2).then_some(1.3),
                 Story::Rollout | Story::AllEnd => None,
-                Story::ScaleUp => Some(1.15),
+                Story::ScaleUp | Story::OneStuck => Some(1.15),
             },
         };
-        let devices_most = if matches!(script.story, Story::ScaleUp | Story::AllEnd) { (300, 900) } else { (10, 240) };
+        let many = matches!(script.story, Story::ScaleUp | Story::OneStuck | Story::AllEnd);
+        let devices_most = if many { (300, 900) } else { (10, 240) };
         let devices = vec![Device::default(); random.between(devices_most.0, devices_most.1) as usize];
         let all = (0..devices.len() as u32).collect();
         let autoscaler = (script.story == Story::Mixed && random.one_in(4)).then(|| {
@@ -128,6 +151,7 @@ impl World {
             now: 1_000_000,
             random,
             spec,
+            grace_beyond: [10_000, 35_000, 310_000][(seed % 3) as usize],
             cluster,
             store: Store::default(),
             leader: None,
@@ -138,6 +162,9 @@ impl World {
             devices,
             away: BTreeMap::from([(1_020_000, all)]),
             upstream: Upstream::Well,
+            away_since: None,
+            outage_max: outage_max(seed).filter(|_| script.faults),
+            upstream_since: 0,
             autoscaler,
             reckoned_with: per_second,
             troubled_until: 0,
@@ -186,6 +213,26 @@ impl World {
         self.judge.tally.rebalances_failed += u64::from(self.store.rebalanced.failures);
     }
 
+    /// The others do not wait for a pod that is not ready for long: they are even, and then nobody is moved any more.
+    pub(crate) fn even_beside_the_stuck(&mut self) {
+        self.run_for(900_000);
+        let ready = self.cluster.pods.iter().filter(|pod| pod.ready).count() as u32;
+        assert_eq!(ready + 1, self.spec.replicas, "none is stuck");
+        assert!(!self.is_uneven(), "uneven beside a pod that is not ready");
+        self.judge.let_go_at_rest = 0;
+        self.run_for(600_000);
+        assert_eq!(self.judge.let_go_at_rest, 0, "devices are moved again and again beside a pod that is not ready");
+    }
+
+    /// Pods that are ready hold more than is tolerated above their mean.
+    fn is_uneven(&self) -> bool {
+        let ready = self.cluster.pods.iter().filter(|pod| pod.ready);
+        let counts: Vec<usize> = ready.map(|pod| pod.gateway.devices.len()).collect();
+        let mean = counts.iter().sum::<usize>() as f64 / counts.len().max(1) as f64;
+        let most = counts.iter().copied().max().unwrap_or(0) as f64;
+        self.spec.skew_max.is_some_and(|max| most > mean * max && most - mean >= 5.0)
+    }
+
     /// After a rebalance a few devices come to the fullest pod, up to half of what is tolerated above the mean, as far as there
     /// is room: nobody is moved for them. Gives how many; that there is room is what the rebalance left.
     pub(crate) fn a_few_come_to_the_fullest(&mut self) -> usize {
@@ -210,9 +257,6 @@ impl World {
     fn what_is_wrong(&self) -> Option<String> {
         let settled = self.cluster.pods.iter().all(|pod| pod.ends.is_none() && pod.ready && pod.cost.is_none());
         let counts: Vec<usize> = self.cluster.pods.iter().map(|pod| pod.gateway.devices.len()).collect();
-        let mean = counts.iter().sum::<usize>() as f64 / counts.len().max(1) as f64;
-        let most = counts.iter().copied().max().unwrap_or(0) as f64;
-        let uneven = self.spec.skew_max.is_some_and(|max| most > mean * max && most - mean >= 5.0);
         match () {
             () if self.leader.as_ref().is_none_or(|leader| leader.is_busy) => Some("the leader is busy".to_owned()),
             () if !self.store.drains.is_empty() => Some(format!("drains: {:?}", self.store.drains)),
@@ -221,7 +265,7 @@ impl World {
             () if self.cluster.pods.iter().any(|pod| !pod.gateway.distrusted.is_empty()) => {
                 Some("a device is not trusted".to_owned())
             }
-            () if uneven => Some(format!("uneven: {counts:?}")),
+            () if self.is_uneven() => Some(format!("uneven: {counts:?}")),
             () => None,
         }
     }
@@ -271,7 +315,7 @@ impl World {
             random: &mut self.random,
         };
         let share = alone_share(self.spec.per_second, PODS_MAX as u32, around.cluster.pods.len() as u32);
-        self.spec.self_per_second = share.ceil() as u32;
+        self.spec.self_per_second = share;
         around.cluster.configure(share, now, around.random);
         around.judge.budget_written(now, self.spec.per_second);
         let dead = (0..STEPS_PER_TICK).any(|_| leader.step(now, self.spec, &mut around).is_err());
@@ -285,7 +329,7 @@ impl World {
     }
 
     fn grace(&self) -> Grace {
-        Grace { drain_timeout: self.spec.drain_timeout }
+        Grace { drain_timeout: self.spec.drain_timeout, beyond: self.grace_beyond }
     }
 
     /// A pod that is removed because fewer are wanted is empty, unless its time was up or nobody could know.
@@ -308,8 +352,10 @@ impl World {
     fn pods_live(&mut self) {
         self.reckon();
         let now = self.now;
+        let forsaken = self.outage_max.zip(self.away_since).is_some_and(|(max, since)| now - since >= max);
         let (mut let_go, mut must) = (LetGo::default(), 0);
         for pod in &mut self.cluster.pods {
+            pod.gateway.forsaken = forsaken;
             pod.probe(now, &mut self.random);
             pod.reload(now);
             let must_now = pod.gateway.must(now);
@@ -331,41 +377,54 @@ impl World {
         }
     }
 
-    /// Which pods may be late: of those that are told to stop now, or end when the budget becomes lower, what does not fit; and
-    /// all that end while something is out of order, or was a moment ago.
+    /// Which pods may be late: of those that are told to stop now, or end when less of the budget is left for them, what does not
+    /// fit; while a fault reaches all, what would not fit if nobody were let go until it is over; and who is out of order itself.
     fn reckon(&mut self) {
         let now = self.now;
-        let out_of_order = self.cluster.pods.iter().any(|pod| pod.is_out_of_order(now));
-        if self.leader.is_none() || !self.late.is_empty() || out_of_order {
+        if self.leader.is_none() || !self.late.is_empty() || self.cluster.pods.iter().any(|pod| self.reaches_all(pod)) {
             self.troubled_until = now + RECOVERS;
         }
-        let less = self.spec.per_second < std::mem::replace(&mut self.reckoned_with, self.spec.per_second);
+        let per_second = self.left_for_drains();
+        let less = per_second < std::mem::replace(&mut self.reckoned_with, per_second);
         let mut ending: Vec<(Millis, &mut SimPod)> = self
             .cluster
             .pods
             .iter_mut()
             .filter_map(|pod| Some((pod.gateway.stop.filter(|_| !pod.gateway.devices.is_empty())?.late_at(), pod)))
             .collect();
-        if now < self.troubled_until {
-            for (_, pod) in &mut ending {
-                pod.excuse = Some(Excuse::Fault);
-            }
-        }
-        if !less && ending.iter().all(|(_, pod)| pod.reckoned) {
-            return;
-        }
         ending.sort_by_key(|(late_at, _)| *late_at);
-        let (mut before, mut too_many) = (0, 0);
-        for (place, (late_at, pod)) in ending.iter_mut().enumerate() {
+        if less || ending.iter().any(|(_, pod)| !pod.reckoned) {
+            excuse(&mut ending, now, per_second, Excuse::Arithmetic);
+        }
+        if now < self.troubled_until {
+            excuse(&mut ending, self.troubled_until, per_second, Excuse::Fault);
+        }
+        for (_, pod) in &mut ending {
             pod.reckoned = true;
-            before += Millis::from(pod.gateway.devices.len() as u32);
-            // orders follow one another with gaps
-            let needs = before * 1250 / Millis::from(self.spec.per_second) + ORDER_LAG;
-            too_many = if needs > *late_at - now { place + 1 } else { too_many };
+            pod.excuse = if pod.is_out_of_order(now) { Some(Excuse::Fault) } else { pod.excuse };
         }
-        for (_, pod) in &mut ending[..too_many] {
-            pod.excuse = pod.excuse.max(Some(Excuse::Arithmetic));
-        }
+    }
+
+    /// A fault of this pod may make any other late: nobody knows what it lets go, or devices have nowhere to go. One that is only
+    /// silent and lets nobody go costs the others what it may let go alone, and no more.
+    fn reaches_all(&self, pod: &SimPod) -> bool {
+        let now = self.now;
+        let was = |until: Millis| until > 0 && now < until + RECOVERS;
+        let drains = pod.ends.is_some()
+            || pod.gateway.load(now, Some(self.upstream)).drain.is_some()
+            || self.store.drains.iter().any(|drain| drain.pod == pod.name);
+        was(pod.lies_until) || was(pod.blinks_until) || (pod.is_out_of_order(now) && drains)
+    }
+
+    /// Devices per second that pods which are drained may have: what is beside pods that the upstream does nothing for, and those of
+    /// which nothing is heard.
+    fn left_for_drains(&self) -> u32 {
+        let alone = |pod: &SimPod| match pod.gateway.forsaken_per_second(self.now) {
+            _ if pod.is_out_of_order(self.now) => Some(self.spec.self_per_second.ceil()),
+            forsaken => forsaken,
+        };
+        let alone: f64 = self.cluster.pods.iter().filter_map(alone).sum();
+        self.spec.per_second.saturating_sub(alone.ceil() as u32)
     }
 
     fn send_back(&mut self, devices: &[u32], ticks_max: i64) {
@@ -396,17 +455,22 @@ impl World {
         }
         let Some((bounds, history)) = &mut self.autoscaler else { return };
         let connections = self.cluster.pods.iter().map(|pod| pod.gateway.devices.len() as u64).sum();
-        let told = upstream::reported(connections, self.upstream, self.spec.replicas, Some(bounds.target), None);
+        let loads: Vec<Load> = self.cluster.pods.iter().filter_map(|pod| pod.said(self.now)).collect();
+        let found = upstream::of(loads.iter(), self.store.upstream);
+        let told = upstream::reported(connections, found, self.spec.replicas, Some(bounds.target), None);
         let wanted = history.step(bounds, told, self.spec.replicas, self.now).unwrap_or(self.spec.replicas);
-        assert!(
-            self.upstream == Upstream::Well || wanted <= self.spec.replicas,
-            "scaled out while the upstream throttles"
-        );
+        let says = loads.iter().any(|load| load.age <= HEARD_OF && load.upstream.is_some());
+        let known = self.now - self.upstream_since > HEARD_OF && (says || self.store.upstream != Upstream::Well);
+        let throttles = known && self.upstream != Upstream::Well;
+        assert!(!throttles || wanted <= self.spec.replicas, "scaled out while the upstream throttles");
+        self.judge.tally.held_without_a_word += u64::from(throttles && !says);
+        self.judge.tally.held_beside_idle += u64::from(throttles && loads.iter().any(|load| load.upstream.is_none()));
         self.spec.replicas = wanted;
     }
 
     fn set_upstream(&mut self, upstream: Upstream) {
-        self.upstream = upstream;
+        (self.upstream, self.upstream_since) = (upstream, self.now);
+        self.away_since = (upstream == Upstream::Away).then(|| self.away_since.unwrap_or(self.now));
     }
 
     fn something_happens(&mut self) {
@@ -416,6 +480,14 @@ impl World {
             Story::AllEnd => return self.all_end(),
             Story::ScaleUp => {
                 self.spec.replicas += self.random.between(1, PODS_MAX) as u32;
+                return;
+            }
+            Story::OneStuck => {
+                self.spec.replicas += self.random.between(2, PODS_MAX) as u32;
+                let until = self.now + STUCK_FOR;
+                let refused = self.random.one_in(2);
+                let why = if refused { &mut self.cluster.refused_until } else { &mut self.cluster.next_stuck_until };
+                *why = until;
                 return;
             }
         }
@@ -562,6 +634,23 @@ impl World {
     }
 
     fn new_pods_get_stuck(&mut self) {
-        self.cluster.stuck_until = self.now + self.random.between(5, 60) * 1000;
+        let seconds = self.random.between(5, 60);
+        let long = if seconds % 8 == 0 { 10 } else { 1 };
+        self.cluster.stuck_until = self.now + seconds * long * 1000;
+    }
+}
+
+/// Excuses those pods that are not empty before they let go whom they must, if they are drained one after the other, the first
+/// to be late first, from then on.
+fn excuse(ending: &mut [(Millis, &mut SimPod)], from: Millis, per_second: u32, excuse: Excuse) {
+    let (mut before, mut too_many) = (0, 0);
+    for (place, (late_at, pod)) in ending.iter().enumerate() {
+        before += Millis::from(pod.gateway.devices.len() as u32);
+        // orders follow one another with gaps
+        let needs = (before * 1250).checked_div(Millis::from(per_second)).map(|needs| needs + ORDER_LAG);
+        too_many = if needs.is_none_or(|needs| needs > *late_at - from) { place + 1 } else { too_many };
+    }
+    for (_, pod) in &mut ending[..too_many] {
+        pod.excuse = pod.excuse.max(Some(excuse));
     }
 }

@@ -57,7 +57,7 @@ fn newest(observed: &Observed) -> Option<impl Fn(&PodFacts) -> bool> {
 }
 
 /// When it is to be said that pods do not follow, if they go on so.
-pub(crate) fn due(observed: &Observed) -> Option<Timestamp> {
+pub(super) fn due(observed: &Observed) -> Option<Timestamp> {
     let times = following(observed)?.behind.into_iter().map(|(_, by)| by);
     times.filter(|by| *by > observed.now).min()
 }

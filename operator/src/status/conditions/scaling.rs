@@ -39,6 +39,7 @@ fn rebalancing(plan: &Plan) -> Verdict {
     for note in &plan.notes {
         match note {
             Note::Rebalancing { message } => return verdict(true, "Moving", message.clone()),
+            Note::RebalanceWaits { message } => return verdict(false, "Waiting", message.clone()),
             Note::RebalanceFails { message } => return verdict(false, "Fails", message.clone()),
             _ => {}
         }
@@ -52,10 +53,10 @@ fn upstream_saturated(gateway: &ProtocolGateway, observed: &Observed) -> Verdict
         Some(_) => ": more pods would not help, none are made for it",
         None => "",
     };
-    match scaling::upstream(observed) {
+    match scaling::upstream(gateway, observed) {
         Upstream::Well => verdict(false, "NotSaturated", "no pod is throttled by the upstream"),
         Upstream::Throttled => verdict(true, "Throttled", format!("the upstream takes less than it is sent{held}")),
-        Upstream::Away => verdict(true, "Away", format!("no pod reaches the upstream{held}")),
+        Upstream::Away => verdict(true, "Away", format!("no pod that wants the upstream reaches it{held}")),
     }
 }
 

@@ -33,8 +33,8 @@ impl Connection {
         let status = match (&action, token) {
             // what is answered with a fault is worth nothing
             (Some(Action::Cbs { status, .. }), _) if *status != 0 => {
-                let refusal = HubError::new(ErrorCode::ServerError, "fault on request");
-                (i32::from(*status), refusal.description_json(now.unix_ms))
+                let code = if *status == 403 { ErrorCode::IotHubMaxCbsTokenExceeded } else { ErrorCode::ServerError };
+                (i32::from(*status), HubError::new(code, "fault on request").description_json(now.unix_ms))
             }
             (_, Ok(claims)) => self.put_token(claims, now),
             (_, Err(refusal)) => refusal,

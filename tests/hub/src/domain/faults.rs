@@ -82,7 +82,7 @@ pub enum Action {
     },
     /// `$cbs` answers late or with this status.
     Cbs {
-        /// `status-code`; 0 = as it would be.
+        /// `status-code`; 0 = as it would be, 403 = as if the connection had had all its tokens.
         status: u16,
         /// So many milliseconds later.
         ms: u64,
