@@ -59,7 +59,7 @@ async fn what_pods_in_force_need_stays_until_the_deployment_is_taken_and_they_ar
         declare(story, "gw", before).await?;
         condition(story, "gw", "Degraded", AS_DESIRED).await?;
         let old = pretend::pods(story, "gw", 1).await?.remove(0);
-        let _old = Pretend::run(story, ("gw", &old), ([127, 77, 9, 1], old_port).into(), 7).await?;
+        let _old = Pretend::run(story, ("gw", &old), ([127, 77, 13, 1], old_port).into(), 7).await?;
         condition(story, "gw", "Ready", ("True", "PodsReady")).await?;
         at_rest(story).await?;
         let good = (in_force(story, "gw").await?, service(story).await?);
@@ -92,7 +92,7 @@ async fn what_pods_in_force_need_stays_until_the_deployment_is_taken_and_they_ar
         let both = [[8883, old_port, new_port].map(u64::from).into(), [53, 443, 5671].into()];
         same(&policy(story).await?, &both, "ports of the old pod and the new one")?;
 
-        let _new = Pretend::run(story, ("gw", &new), ([127, 77, 9, 2], new_port).into(), 0).await?;
+        let _new = Pretend::run(story, ("gw", &new), ([127, 77, 13, 2], new_port).into(), 0).await?;
         let pods: Api<Pod> = Api::namespaced(story.client.clone(), &story.namespace);
         // its controller lets it go once the new one was ready for long enough
         let begun = std::time::Instant::now();
