@@ -16,10 +16,7 @@ use k8s_openapi::api::{
     coordination::v1::{Lease, LeaseSpec},
     core::v1::Pod,
 };
-use kube::{
-    Api, ResourceExt,
-    api::{DeleteParams, ListParams},
-};
+use kube::{Api, ResourceExt, api::ListParams};
 use xtask::{
     process::{self, run_quietly},
     product,
@@ -171,18 +168,6 @@ impl Installed {
         }
         ensure!(killed > 0, "{} has no process on this machine", pod.name_any());
         Ok(())
-    }
-
-    /// Deletes the pod that holds the lease, without any grace, and returns what [`Installed::leader`] was.
-    ///
-    /// # Errors
-    /// Nobody leads; what the API server says.
-    pub async fn kill_leader(&self) -> anyhow::Result<String> {
-        let holder = self.leader().await?;
-        let pod = self.leader_pod().await?.name_any();
-        let pods: Api<Pod> = Api::namespaced(self.cluster.client().await?, NAMESPACE);
-        pods.delete(&pod, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
-        Ok(holder)
     }
 
     /// `kubectl` in the operator's namespace.

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use device::{load::Outcome, script::Login};
 use hub::{Hub, HubConfig, domain::Identity};
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
@@ -281,10 +281,11 @@ impl Fleet<'_> {
         Devices::start(&self.target("mqtts").await?, self.world.register(count)?, group)
     }
 
-    /// Ends the devices and asks the hub what it has of what they sent: nothing acknowledged may be missing.
+    /// Ends the devices and asks the hub what it has of what they sent: nothing acknowledged may be missing, and twice may be
+    /// only what a lost connection left unacknowledged.
     ///
     /// # Errors
-    /// Something is lost.
+    /// Something is lost, or there more often than QoS 1 allows.
     pub async fn none_lost(&self, devices: Devices) -> anyhow::Result<Verdict> {
         Ok(self.finish(devices).await?.0)
     }
@@ -294,6 +295,19 @@ impl Fleet<'_> {
     /// # Errors
     /// As [`Fleet::none_lost`].
     pub async fn finish(&self, devices: Devices) -> anyhow::Result<(Verdict, Outcome)> {
+        let window = devices.window as u64;
+        let (verdict, outcome) = self.finish_after_faults(devices).await?;
+        let lost: usize = outcome.devices.iter().map(|device| device.lost_at.len()).sum();
+        let most = lost as u64 * window;
+        ensure!(verdict.duplicated <= most, "{verdict}; {lost} lost connections of {window} messages explain {most}");
+        Ok((verdict, outcome))
+    }
+
+    /// As [`Fleet::finish`], where the hub failed and may have stored what it did not say.
+    ///
+    /// # Errors
+    /// Something is lost.
+    pub async fn finish_after_faults(&self, devices: Devices) -> anyhow::Result<(Verdict, Outcome)> {
         let run = devices.run.clone();
         let outcome = devices.finish().await?;
         let verdict = self.world.judge(&run, &outcome)?;

@@ -3,7 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use cluster::{Cluster, Story, devices::Group, world::World};
+use cluster::{
+    Cluster, Story,
+    devices::{Group, Losses},
+    world::World,
+};
 use kube::ResourceExt as _;
 use serde_json::Value;
 
@@ -36,7 +40,6 @@ async fn kubectl_drain_empties_a_node_within_the_budget_and_the_timeout() {
         let drain = story
             .kubectl()?
             .args(["drain", &node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=150s"])
-            .args(["--pod-selector=app.kubernetes.io/instance=gw"])
             .spawn()?;
         let drained = tokio::task::spawn_blocking(move || drain.wait_with_output()).await??;
         let uncordoned = story.kubectl()?.args(["uncordon", &node]).output()?;
@@ -44,16 +47,13 @@ async fn kubectl_drain_empties_a_node_within_the_budget_and_the_timeout() {
         ensure!(drained.status.success(), "kubectl drain failed after {:.1} s", begun.elapsed().as_secs_f64());
         let took = begun.elapsed();
         devices.all_connected(CONNECTED_TIMEOUT).await?;
-        let rate = devices.highest_rate();
-        let moved = devices.lost();
-        xtask::step::say(&format!(
-            "{node} with {there} pods drained in {:.1} s; {moved} devices moved, at most {rate} in a second of 10 allowed",
-            took.as_secs_f64()
-        ));
+        let (_, outcome) = fleet.finish(devices).await?;
+        let losses = Losses::since(begun, &[&outcome]);
+        let seconds = took.as_secs_f64();
+        xtask::step::say(&format!("{node} with {there} pods drained in {seconds:.1} s; {losses}, of 10 allowed"));
         ensure!(took <= DRAIN_TIMEOUT, "{took:?} is more than the drain timeout");
-        ensure!(moved >= 40, "only {moved} devices were on that node");
-        ensure!(rate <= 10, "{rate} devices were disconnected in a second");
-        fleet.none_lost(devices).await?;
+        ensure!(losses.all >= 40, "only {} devices were on that node", losses.all);
+        losses.within(10)?;
         Ok(())
     };
     cluster.story("node-drain", test).await;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, ensure};
 use cluster::{
     Cluster, Story,
-    devices::{Devices, Group, losses},
+    devices::{Devices, Group, Losses},
     world::{Fleet, World, condition},
 };
 use hub::domain::{Action, Fault};
@@ -20,6 +20,10 @@ const CONNECTED_TIMEOUT: Duration = Duration::from_mins(2);
 /// New pods must be made and become ready; those that go are drained at the budget, one HPA period after the other.
 const GROWN_TIMEOUT: Duration = Duration::from_mins(3);
 const SHRUNK_TIMEOUT: Duration = Duration::from_mins(6);
+/// The autoscaler's default period of 15 s, the 2 s that a figure may be old, and what a busy machine takes.
+const ASKED_TIMEOUT: Duration = Duration::from_secs(15 + 2 + 5);
+/// A pod is made, started and asked whether it is ready.
+const POD_TIMEOUT: Duration = Duration::from_secs(20);
 /// Devices per second that may be told to reconnect.
 const BUDGET: u64 = 20;
 
@@ -69,15 +73,15 @@ async fn three_hundred_devices_make_the_fleet_grow_to_six_and_when_two_hundred_l
         watch.all_left_empty().await?;
         let (ordered, went) = (watch.ordered().await, watch.ended().await.len());
         let (_, stayed) = fleet.finish(stay).await?;
-        let (highest, _) = losses(&[&stayed, &left], begun);
-        let (rate, moved) = losses(&[&stayed], shrinks);
+        let (all, shrinking) = (Losses::since(begun, &[&stayed, &left]), Losses::since(shrinks, &[&stayed]));
+        let moved = shrinking.all;
         let times = stayed.devices.iter().map(|device| device.lost_at.iter().filter(|at| **at >= shrinks).count());
         let times = times.max().unwrap_or(0);
         xtask::step::say(&format!(
-            "two pods {took:.1} s after 200 had left; {moved} of 100 devices moved, none more than {times} times, \
-             at most {rate} in a second, and {highest} in any second of the story, of {BUDGET} allowed"
+            "two pods {took:.1} s after 200 had left: {shrinking}, of 100 devices, none more than {times} times; \
+             in the whole story {all}, of {BUDGET} allowed"
         ));
-        ensure!(highest <= BUDGET, "{highest} devices were disconnected in a second");
+        all.within(BUDGET)?;
         ensure!(moved >= 40, "the pods that went had {moved} devices: nothing is shown by that");
         ensure!(moved == ordered, "{moved} connections were lost, and drains were to let {ordered} go");
         // the autoscaler takes pod by pod: who comes to the next one that goes is moved again, but never twice from one pod
@@ -137,9 +141,9 @@ async fn the_pod_for_the_51st_connection_is_ready_within_the_periods_of_the_auto
         let more = fleet.devices(6, &Group::default()).await?;
         let begun = Instant::now();
         more.all_connected(CONNECTED_TIMEOUT).await?;
-        fleet.until("a second pod is asked for", GROWN_TIMEOUT, |object| spec_replicas(object) == 2).await?;
+        fleet.until("a second pod is asked for", ASKED_TIMEOUT, |object| spec_replicas(object) == 2).await?;
         let asked = begun.elapsed().as_secs_f64();
-        fleet.until("the second pod is ready", GROWN_TIMEOUT, has_pods(2)).await?;
+        fleet.until("the second pod is ready", POD_TIMEOUT, has_pods(2)).await?;
         xtask::step::say(&format!(
             "from the 51st connection to /scale = 2: {asked:.1} s; to the pod ready: {:.1} s",
             begun.elapsed().as_secs_f64()
@@ -183,14 +187,13 @@ async fn after_more_pods_were_made_devices_are_moved_until_the_fleet_is_even() {
         ));
         ensure!(moved_for <= planned, "it took longer than the plan said");
         ensure!(moved > 0, "nobody was moved");
-        let rate = devices.highest_rate();
-        ensure!(rate <= BUDGET, "{rate} devices were disconnected in a second");
         // and it rests
         fleet.until("nothing is drained", SHRUNK_TIMEOUT, no_drains).await?;
         let rested = devices.lost();
         tokio::time::sleep(Duration::from_secs(20)).await;
         ensure!(devices.lost() == rested, "devices are moved although the fleet is even");
-        fleet.none_lost(devices).await?;
+        let (_, outcome) = fleet.finish(devices).await?;
+        Losses::since(begun, &[&outcome]).within(BUDGET)?;
         Ok(())
     };
     cluster.story("rebalance", test).await;
@@ -233,6 +236,7 @@ async fn when_more_pods_are_wanted_in_the_middle_of_a_drain_it_is_undone() {
         let watch = Watch::begin(story, "gw");
         let devices = fleet.devices(150, &Group { per_second: 30.0, ..Group::default() }).await?;
         devices.all_connected(CONNECTED_TIMEOUT).await?;
+        let begun = Instant::now();
         fleet.declare(&spec(2)).await?;
         fleet.until("a pod is drained", CONNECTED_TIMEOUT, drains).await?;
         let lost = |devices: &Devices| devices.lost() >= 5;
@@ -245,8 +249,8 @@ async fn when_more_pods_are_wanted_in_the_middle_of_a_drain_it_is_undone() {
         tokio::time::sleep(Duration::from_secs(10)).await;
         ensure!(devices.lost() == undone, "the pod goes on draining");
         ensure!(watch.ended().await.is_empty(), "a pod was taken all the same");
-        ensure!(devices.highest_rate() <= 2, "{} devices were disconnected in a second", devices.highest_rate());
-        fleet.none_lost(devices).await?;
+        let (_, outcome) = fleet.finish(devices).await?;
+        Losses::since(begun, &[&outcome]).within(2)?;
         Ok(())
     };
     cluster.story("raised", test).await;
@@ -277,7 +281,7 @@ async fn a_hub_that_throttles_does_not_make_the_fleet_grow() {
         world.hub.faults().remove(fault);
         fleet.until("the fleet grows once the hub is well", GROWN_TIMEOUT, |object| spec_replicas(object) >= 3).await?;
         drop(more);
-        let verdict = fleet.none_lost(first).await?;
+        let (verdict, _) = fleet.finish_after_faults(first).await?;
         // The hub stores nothing of what it refuses. Twice goes only what it stored behind a message that it had refused, or whose
         // PUBACK the end of the connection overtook: at most a window of each device, when the trouble begins or ends.
         let most = 60 * group.window as u64;
