@@ -18,6 +18,7 @@ use std::{
 
 use crds::ProtocolGateway;
 use futures_util::future::try_join_all;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Client, ResourceExt,
     api::{Patch, PatchParams},
@@ -280,6 +281,7 @@ impl Writer {
         if self.settled(kind, object, title, memory) {
             return Ok(());
         }
+        self.has_owner(&object.metadata, title)?;
         let answer = self.apply(kind, object, title, !is_new).await?;
         match drift::settled(object, &drift::comparable(&answer)).differs() {
             Some(hash) => drop(memory.settled.insert(title.to_owned(), hash.clone())),
@@ -287,6 +289,16 @@ impl Writer {
         }
         self.mirror.put(kind, answer);
         Ok(())
+    }
+
+    /// Its ProtocolGateway may go between two writes, and leave what it owned (`--cascade=orphan`): what then is written in its
+    /// name is deleted with it after all.
+    fn has_owner(&self, metadata: &ObjectMeta, title: &str) -> Result<(), ReconcileError> {
+        if self.mirror.has_owner(metadata) {
+            return Ok(());
+        }
+        let message = "its ProtocolGateway is about to go".to_owned();
+        Err(ReconcileError { step: Step::Apply, kind: Failure::Conflict, object: title.to_owned(), message })
     }
 
     /// Whether an object, which is [`drift::stamped`], stands as it was applied.

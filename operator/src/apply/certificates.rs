@@ -72,6 +72,7 @@ impl Writer {
             object: title.clone(),
             message: error.to_string(),
         })?;
+        self.has_owner(&minted.metadata, &title)?;
         let parameters = PatchParams::apply(names::FIELD_MANAGER).force();
         let patch = Patch::Apply(&minted);
         let written = self.write(Step::Apply, &title, api.patch(step.secret(), &parameters, &patch)).await?;

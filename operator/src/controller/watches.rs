@@ -24,7 +24,7 @@ use crate::{
     kinds::{GATEWAY, Kind, OWNED, SECRET},
     names,
     observe::{
-        mirror::{self, Name, Owner},
+        mirror::{self, Mirrored, Name, Owner},
         pods,
     },
 };
@@ -122,7 +122,10 @@ async fn watch_kind(world: &World, kind: &'static Kind, namespace: Option<String
                 world.concerns(kind, &name, Some(&now.owner));
             }
         }
-        Change::Gone(object) => gone(world, kind, &Name::of(&object.metadata)),
+        Change::Gone(object) => {
+            let name = Name::of(&object.metadata);
+            concerned(world, kind, &name, mirror.went(kind, &object.metadata));
+        }
         Change::Listed(there) => {
             let known = mirror.names(kind).into_iter().filter(|name| is_in(name, namespace.as_ref()));
             known.filter(|name| !there.contains(name)).for_each(|name| gone(world, kind, &name));
@@ -131,8 +134,14 @@ async fn watch_kind(world: &World, kind: &'static Kind, namespace: Option<String
     .await;
 }
 
+/// One that a list does not hold any more.
 fn gone(world: &World, kind: &'static Kind, name: &Name) {
-    if let Some(object) = world.mirror.remove(kind, name) {
+    concerned(world, kind, name, world.mirror.remove(kind, name));
+}
+
+/// `was` went: its owner is to be looked at.
+fn concerned(world: &World, kind: &'static Kind, name: &Name, was: Option<Arc<Mirrored>>) {
+    if let Some(object) = was {
         world.concerns(kind, name, Some(&object.owner));
     }
     world.went(kind);
@@ -219,10 +228,6 @@ async fn watch_secrets(world: &World, namespace: Option<String>, synced: Expecte
     let changed = |secret: &Name, version: Option<&str>| {
         world.secrets.changed(secret, version).iter().for_each(|gateway| world.work.add(gateway));
     };
-    let is_gone = |secret: &Name| {
-        changed(secret, None);
-        gone(world, &SECRET, secret);
-    };
     follow(world, "Secret", api, config, Some(synced), |change| match change {
         Change::Is(secret) => {
             let name = Name::of(&secret.metadata);
@@ -234,11 +239,18 @@ async fn watch_secrets(world: &World, namespace: Option<String>, synced: Expecte
                     .put(&SECRET, kube::core::DynamicObject { types: None, metadata, data: serde_json::json!({}) });
             }
         }
-        Change::Gone(secret) => is_gone(&Name::of(&secret.metadata)),
+        Change::Gone(secret) => {
+            let name = Name::of(&secret.metadata);
+            changed(&name, None);
+            concerned(world, &SECRET, &name, world.mirror.went(&SECRET, &secret.metadata));
+        }
         Change::Listed(there) => {
             let mut known: HashSet<Name> = world.secrets.present(namespace.as_deref()).into_iter().collect();
             known.extend(world.mirror.names(&SECRET).into_iter().filter(|name| is_in(name, namespace.as_ref())));
-            known.iter().filter(|name| !there.contains(name)).for_each(is_gone);
+            for name in known.iter().filter(|name| !there.contains(name)) {
+                changed(name, None);
+                gone(world, &SECRET, name);
+            }
         }
     })
     .await;

@@ -3,7 +3,7 @@
 //! It holds no data of a Secret. A ProtocolGateway that cannot be read is held as it is: reading comes later.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{Autoscalers, pods::SeenPod};
 use crate::{
-    kinds::{CONFIG_MAP, Kind},
+    kinds::{CONFIG_MAP, GATEWAY, Kind},
     names,
 };
 
@@ -163,6 +163,10 @@ fn version(metadata: &ObjectMeta) -> u64 {
     metadata.resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
+/// So many objects that are gone are remembered of each kind: the answer to a write may come after the word that what was
+/// written is gone, while the request lasts and no longer.
+const GONE_MAX: usize = 512;
+
 /// Everything that is watched. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Mirror(Arc<Mutex<Tables>>);
@@ -170,6 +174,8 @@ pub struct Mirror(Arc<Mutex<Tables>>);
 #[derive(Debug, Default)]
 struct Tables {
     objects: HashMap<&'static str, HashMap<Name, Entry>>,
+    /// Those that went last, with the version that they had then.
+    gone: HashMap<&'static str, VecDeque<(Name, u64)>>,
     pods: HashMap<Name, BTreeMap<String, Arc<SeenPod>>>,
     /// What autoscalers that are not ours aim at, as kind and name.
     aims: HashMap<Name, (String, String)>,
@@ -209,6 +215,9 @@ impl Mirror {
         let (name, version) = (Name::of(&object.metadata), version(&object.metadata));
         let now = Arc::new(Mirrored::new(kind, object));
         let mut tables = self.tables();
+        if tables.gone.get(kind.name).is_some_and(|gone| gone.iter().any(|(was, at)| *was == name && *at >= version)) {
+            return None;
+        }
         let objects = tables.objects.entry(kind.name).or_default();
         match objects.get_mut(&name) {
             Some(entry) if entry.version > version => None,
@@ -222,6 +231,24 @@ impl Mirror {
                 Some((None, now))
             }
         }
+    }
+
+    /// An object that was watched going, as it was then, if it was known. What it was before is not taken any more.
+    pub fn went(&self, kind: &'static Kind, metadata: &ObjectMeta) -> Option<Arc<Mirrored>> {
+        let name = Name::of(metadata);
+        let mut tables = self.tables();
+        let gone = tables.gone.entry(kind.name).or_default();
+        gone.retain(|(was, _)| *was != name);
+        gone.truncate(GONE_MAX - 1);
+        gone.push_front((name.clone(), version(metadata)));
+        Some(tables.objects.get_mut(kind.name)?.remove(&name)?.object)
+    }
+
+    /// Whether the ProtocolGateway that owns an object of this metadata is there, and not about to go.
+    pub fn has_owner(&self, metadata: &ObjectMeta) -> bool {
+        let Owner::Gateway { name, uid } = owner(metadata) else { return false };
+        let gateway = self.get(&GATEWAY, &Name::new(metadata.namespace.as_deref().unwrap_or_default(), name));
+        gateway.is_some_and(|gateway| gateway.uid == uid && !gateway.ends)
     }
 
     /// An object that is gone, if it was known.
@@ -329,6 +356,44 @@ mod tests {
         );
         assert!(mirror.remove(kind, &name).is_some());
         assert!(mirror.remove(kind, &name).is_none());
+    }
+
+    #[test]
+    fn an_answer_that_comes_after_the_word_that_its_object_is_gone_is_dropped() {
+        let mirror = Mirror::default();
+        let kind = kinds::Kind::owned("ConfigMap").expect("it is owned");
+        let name = Name::new("n", "a");
+        mirror.put(kind, config_map("5", "x"));
+        assert!(mirror.went(kind, &config_map("7", "x").metadata).is_some());
+        assert!(mirror.put(kind, config_map("6", "y")).is_none());
+        assert!(mirror.get(kind, &name).is_none(), "it would stay for ever");
+        assert!(mirror.put(kind, config_map("8", "z")).is_some(), "it is made anew");
+        assert!(mirror.went(kind, &config_map("9", "z").metadata).is_some());
+        for number in 0..GONE_MAX {
+            let mut other = config_map("20", "");
+            other.metadata.name = Some(number.to_string());
+            assert!(mirror.went(kind, &other.metadata).is_none());
+        }
+        assert_eq!(mirror.tables().gone[kind.name].len(), GONE_MAX);
+    }
+
+    #[test]
+    fn nothing_is_written_for_a_gateway_that_is_gone_or_about_to_go() {
+        let mirror = Mirror::default();
+        let mut object = config_map("5", "x").metadata;
+        let owner = json!([{"apiVersion": crds::API_VERSION, "kind": crds::KIND, "name": "gw", "uid": "1", "controller": true}]);
+        object.owner_references = serde_json::from_value(owner).expect("it is an owner");
+        assert!(!mirror.has_owner(&object), "it is not there yet");
+        for (version, uid, ends, expected) in
+            [("6", "1", None, true), ("7", "1", Some("2026-01-01T00:00:00Z"), false), ("8", "2", None, false)]
+        {
+            let metadata = json!({
+                "name": "gw", "namespace": "n", "uid": uid, "resourceVersion": version, "deletionTimestamp": ends,
+            });
+            let gateway = json!({"apiVersion": crds::API_VERSION, "kind": crds::KIND, "metadata": metadata});
+            mirror.put(&GATEWAY, serde_json::from_value(gateway).expect("it is an object"));
+            assert_eq!(mirror.has_owner(&object), expected, "{uid} {ends:?}");
+        }
     }
 
     #[test]

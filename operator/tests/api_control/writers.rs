@@ -161,6 +161,7 @@ async fn a_ca_moves_on_although_somebody_else_wrote_its_successor() {
         let gateways: Api<ProtocolGateway> = Api::namespaced(story.client.clone(), &story.namespace);
         let gateway = gateways.get("gw").await?;
         let (writer, name) = (writer(story, 1), names::authority("gw"));
+        writer.mirror.put(&GATEWAY, GATEWAY.api(&story.client, Some(&story.namespace)).get("gw").await?);
         let step = async |step: CaStep| {
             let mut memory = Memory::default();
             let done = writer.certificates(&gateway, &[step], Timestamp::now(), &mut memory).await?;
