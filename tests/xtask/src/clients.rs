@@ -74,9 +74,10 @@ pub(crate) fn mqtt() -> anyhow::Result<()> {
 
 /// `cargo xtask local` as its user runs it: its exit code, its closing line, what it leaves in `local.json`.
 fn everything_is_accounted_for() -> anyhow::Result<()> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["local", "--dev", "--devices", "5", "--rate", "100", "--for", "5s"]).stderr(Stdio::inherit());
-    let output = command.output()?;
+    // not this very program: another level may have built it anew since it began
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["xtask", "local", "--dev", "--devices", "5", "--rate", "100", "--for", "5s"]);
+    let output = command.current_dir(process::workspace_root()).stderr(Stdio::inherit()).output()?;
     ensure!(output.status.success(), "it ended with {}", output.status);
     let printed = String::from_utf8(output.stdout)?;
     let last = printed.lines().last().unwrap_or_default();
